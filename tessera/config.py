@@ -1,0 +1,275 @@
+"""All settings of a run in one typed tree; the text under each field is also its `--help`.
+
+`preset()` gives a starting point, the command line overrides single fields (`--tokenizer.levels 4`), and the run writes
+what it used to `settings.json`, which `load_settings` reads back.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from tessera.errors import InputError
+from tessera.files import write_json
+
+Provider = Literal["embedded", "openai", "transformers"]
+PresetName = Literal["demo", "catalogue", "paper"]
+
+
+@dataclass(frozen=True)
+class CatalogueSettings:
+    """How raw data becomes the catalogue."""
+
+    k_core: int = 5
+    """Drop users and items with fewer interactions, repeatedly; 0 or 1 keeps all. Use 0 for pre-filtered data."""
+    download_images: bool = True
+    """Fetch photo URLs of an `amazon` source; what is already on disk is not fetched again."""
+    url: str = ""
+    """SQLAlchemy URL of the catalogue; empty for SQLite in the platform's home. PostgreSQL: postgresql+psycopg://..."""
+
+
+@dataclass(frozen=True)
+class ShopSettings:
+    """Size of the generated demo shop (`--source shop`)."""
+
+    items: int = 600
+    """Products, in families of near twins."""
+    users: int = 2000
+    """Customers, each with a few purchase intents."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Who answers one kind of enrichment."""
+
+    provider: Provider = "embedded"
+    """`embedded` works offline, `openai` asks any OpenAI-compatible endpoint, `transformers` runs a local or hub model."""
+    model: str = ""
+    """Model name at the endpoint or the hub, or a folder; empty means the provider's default."""
+
+
+@dataclass(frozen=True)
+class EnrichmentSettings:
+    """Captions, intents, quality labels and embeddings."""
+
+    captions: ModelSettings = ModelSettings()
+    """Describes each photo: style, colours, scene, lifestyle (CMSA)."""
+    intents: ModelSettings = ModelSettings()
+    """Mines why people buy the item, as descriptors with confidences (DCIM)."""
+    quality: ModelSettings = ModelSettings()
+    """Judges each descriptor as specific, actionable and grounded, or not (QARM labels)."""
+    text_encoder: str = "embedded"
+    """`embedded` is MiniLM from a wheel (384-d); otherwise a sentence-transformers name or folder."""
+    image_encoder: str = "embedded"
+    """`embedded` is EfficientNet-Lite0 from a wheel (1280-d); otherwise a hub vision model's name or folder."""
+    use_captions: bool = True
+    """Put captions into the text that is embedded."""
+    use_intents: bool = True
+    """Put descriptors into the text that is embedded."""
+    base_url: str = "http://127.0.0.1:8080/v1"
+    """Endpoint of the `openai` provider."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the endpoint's key; the key itself is never a setting and never logged."""
+    concurrency: int = 8
+    """Requests in flight at once."""
+    timeout_s: float = 60.0
+    """Seconds before one request is given up and retried."""
+    retries: int = 4
+    """Further tries of a request that failed for a passing reason, with exponential backoff."""
+    batch_size: int = 64
+    """Items a batch; a crash loses at most the batch in flight."""
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """From embeddings to semantic IDs."""
+
+    method: Literal["rqvae", "rqkmeans"] = "rqvae"
+    """Residual quantizer: learned end to end (RQ-VAE) or level-wise k-means (RQ-KMeans)."""
+    use_images: bool = True
+    """Fuse image embeddings; off gives SIDs from text alone."""
+    levels: int = 3
+    """Codes in a SID."""
+    codebook_size: int = 256
+    """Codes to choose from at each level."""
+    image_dim: int = 128
+    """Width of the learnable projection of the image embedding."""
+    fused_dim: int = 256
+    """Width of the quantizer's input, after the fusion projection."""
+    latent_dim: int = 32
+    """Width of the codebook vectors of RQ-VAE."""
+    hidden_dim: int = 256
+    """Width of RQ-VAE's hidden layer."""
+    epochs: int = 200
+    """Passes of RQ-VAE over the catalogue."""
+    batch_size: int = 1024
+    """Items a step."""
+    learning_rate: float = 1e-3
+    """AdamW's peak rate."""
+    commitment: float = 0.25
+    """Weight of the commitment term."""
+    checkpoint_every: int = 20
+    """Epochs between checkpoints that an interrupted fit resumes from."""
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """The generative recommender and its supervised training."""
+
+    backbone: str = "tiny"
+    """`tiny` trains a small decoder from scratch; otherwise any causal LM by hub name or folder."""
+    adaptation: Literal["full", "lora"] = "full"
+    """Train all weights of a pretrained backbone, or low-rank adapters and the new SID rows."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    hidden: int = 256
+    """Width of `tiny`."""
+    layers: int = 4
+    """Depth of `tiny`."""
+    heads: int = 4
+    """Attention heads of `tiny`."""
+    text_vocabulary: int = 4096
+    """Pieces of `tiny`'s BPE vocabulary, learned from the catalogue."""
+    dropout: float = 0.2
+    """Dropout of `tiny` on embeddings, attention and residual branches."""
+    max_history: int = 20
+    """Most recent items of a history that the policy reads."""
+    epochs: int = 60
+    """Most passes over the training histories; early stopping usually ends sooner."""
+    patience: int = 6
+    """Validations without a better NDCG@10 before training stops."""
+    validate_every: int = 2
+    """Epochs between validations, each also a checkpoint."""
+    validation_users: int = 2000
+    """Users sampled for validation during training; the final numbers use all."""
+    batch_tokens: int = 8192
+    """Tokens a step, histories packed."""
+    learning_rate: float = 1e-3
+    """AdamW's peak rate, after warm-up, with cosine decay."""
+    weight_decay: float = 0.05
+    """AdamW's decay."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all codes of the level."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Full-ranking evaluation."""
+
+    beam: int = 50
+    """Beams of the constrained search; at least the largest K of HR@K."""
+    batch_size: int = 128
+    """Histories decoded together."""
+
+
+@dataclass(frozen=True)
+class PlatformSettings:
+    """Where the platform keeps what outlives a run; empty URLs mean the embedded servers in `home`."""
+
+    home: Path | None = None
+    """Folder of registry, feature store and served models, shared by the runs over one catalogue; else TESSERA_HOME, else
+    `.tessera/<catalogue>`."""
+    mlflow_url: str = ""
+    """MLflow tracking and registry URI."""
+    host: str = "127.0.0.1"
+    """Address that the embedded servers listen on."""
+    http_port: int = 8000
+    """Triton over HTTP."""
+    grpc_port: int = 8001
+    """Triton over gRPC."""
+    metrics_port: int = 8002
+    """Triton's Prometheus metrics."""
+    features_port: int = 6566
+    """Feast's feature server."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run."""
+
+    source: Literal["shop", "parquet", "amazon"] = "shop"
+    """Where the catalogue comes from: the generated demo shop, a folder of parquet files, or raw Amazon Reviews files."""
+    path: Path | None = None
+    """Folder of the source; not used by the shop."""
+    seed: int = 0
+    """Seed of everything random; the same inputs and seed give the same bundles on the same machine."""
+    catalogue: CatalogueSettings = field(default_factory=CatalogueSettings)
+    shop: ShopSettings = field(default_factory=ShopSettings)
+    enrichment: EnrichmentSettings = field(default_factory=EnrichmentSettings)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    platform: PlatformSettings = field(default_factory=PlatformSettings)
+
+
+def preset(name: PresetName) -> Settings:
+    """`demo`: the shop in minutes on a laptop; `catalogue`: a real catalogue on CPU; `paper`: DeepInterestGR's sizes.
+
+    The paper preset needs a GPU, model hubs and a vision-language endpoint (arXiv 2604.20861, implementation details).
+    """
+    if name == "demo":
+        return Settings(
+            tokenizer=TokenizerSettings(codebook_size=64, epochs=150),
+            policy=PolicySettings(hidden=128, epochs=30, text_vocabulary=1024),
+        )
+    if name == "catalogue":
+        return Settings(source="parquet")
+    endpoint = ModelSettings("openai", "Qwen/Qwen2.5-VL-7B-Instruct")
+    return Settings(
+        source="amazon",
+        enrichment=EnrichmentSettings(
+            captions=endpoint, intents=endpoint, quality=endpoint, text_encoder="Qwen/Qwen3-Embedding-4B",
+            image_encoder="google/siglip-base-patch16-224",
+        ),
+        tokenizer=TokenizerSettings(image_dim=512, fused_dim=1024, hidden_dim=1024, epochs=1000),
+        policy=PolicySettings(backbone="Qwen/Qwen2.5-7B-Instruct", epochs=3, learning_rate=1e-4, validate_every=1),
+        evaluation=EvaluationSettings(beam=20),
+    )
+
+
+def to_json(settings: Any) -> str:
+    """Settings (whole, or one section) as canonical JSON, for files, component parameters and fingerprints."""
+    return json.dumps(dataclasses.asdict(settings), sort_keys=True, default=str)
+
+
+def save_settings(settings: Settings, path: str | Path) -> None:
+    """Write settings as JSON, atomically."""
+    write_json(path, json.loads(to_json(settings)))
+
+
+def from_json(text: str) -> Settings:
+    """Settings from `to_json`'s text.
+
+    Raises:
+        InputError: not JSON, or a field that this version does not have.
+    """
+    try:
+        return _build(Settings, json.loads(text))
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise InputError(f"the settings are not of this version of Tessera ({error}); start from a preset.") from None
+
+
+def load_settings(path: str | Path) -> Settings:
+    """Read what `save_settings` wrote."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read the settings file {path} ({error.strerror}); check the path.") from None
+    return from_json(text)
+
+
+def _build(cls: Any, raw: dict[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    unknown = set(raw) - set(hints)
+    if unknown:
+        raise TypeError(f"unknown setting {', '.join(sorted(unknown))}")
+    values = {}
+    for name, value in raw.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value)
+        elif hint == Path | None and value is not None:
+            value = Path(value)
+        values[name] = value
+    return cls(**values)
