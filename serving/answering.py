@@ -1,0 +1,206 @@
+"""From a batch of Triton requests to recommendations, apart from Triton itself: numpy arrays in, numpy arrays out.
+
+A bad request becomes a `Refusal` in its place, so the others of its batch are answered. Nothing here may depend on the
+numpy version: the embedded server runs it on numpy 1, a container on numpy 2.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from tessera.errors import InputError, ServiceError, TesseraError
+
+DEFAULT_K = 10
+# Limits of one request; the beam search's cost grows with k, and lists travel with every request.
+MAX_K, MAX_LIST = 500, 10_000
+
+Arrays = dict[str, np.ndarray]
+# user ids -> history of each, None for an unknown user.
+HistoriesOf = Callable[[list[str]], list[list[str] | None]]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one request has no answer; `kind` becomes Triton's error code."""
+
+    message: str
+    kind: Literal["invalid", "missing", "unavailable", "internal"] = "invalid"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One row of a request."""
+
+    history: list[str]
+    user: str | None
+    k: int
+    exclude: list[str]
+    allow: list[str] | None
+    include_history: bool
+
+
+class Answerer:
+    """Answers batches with one policy.
+
+    Args:
+        recommender: a `tessera.decoding.recommender.Recommender`.
+        histories_of: looks user ids up in the feature store; raises ServiceError when it is not up.
+    """
+
+    def __init__(self, recommender: Any, histories_of: HistoriesOf) -> None:
+        self._recommender = recommender
+        self._known = frozenset(recommender.item_ids)
+        self._histories_of = histories_of
+
+    def answer(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays | Refusal]:
+        """Answer every request, all their rows in one decode.
+
+        Args:
+            requests: inputs by name, each [rows, n]; an input that was not sent is absent.
+
+        Returns:
+            For each request its outputs ([rows, most items of a row], short rows padded with "" and 0) or a Refusal.
+        """
+        parsed = [_attempt(lambda r=request: _parse(r)) for request in requests]
+        histories = self._fetch([q.user for p in parsed if not isinstance(p, Refusal) for q in p if q.user is not None])
+        checked = [
+            p if isinstance(p, Refusal) else _attempt(lambda p=p: [self._check(query, histories) for query in p])
+            for p in parsed
+        ]
+        rows = [query for p in checked if not isinstance(p, Refusal) for query in p]
+        try:
+            found = iter(self._decode(rows))
+        except TesseraError:  # a case the checks above do not foresee: find out whose it is
+            alone = [p if isinstance(p, Refusal) else _attempt(lambda p=p: self._decode(p)) for p in checked]
+        else:
+            alone = [p if isinstance(p, Refusal) else [next(found) for _ in p] for p in checked]
+        return [a if isinstance(a, Refusal) else self._outputs(a) for a in alone]
+
+    def _fetch(self, users: list[str]) -> dict[str, list[str] | Refusal]:
+        """Histories of the users of a batch, in one call to the feature store."""
+        unique = list(dict.fromkeys(users))
+        if not unique:
+            return {}
+        try:
+            found = self._histories_of(unique)
+        except ServiceError as error:
+            return dict.fromkeys(unique, Refusal(str(error), "unavailable"))
+        message = "the feature store has no history of user {!r}; send a history."
+        missing = {user: Refusal(message.format(user), "missing") for user in unique}
+        return missing | {user: history for user, history in zip(unique, found, strict=True) if history}
+
+    def _check(self, query: Query, histories: Mapping[str, list[str] | Refusal]) -> Query:
+        history = query.history if query.user is None else histories[query.user]
+        if isinstance(history, Refusal):
+            raise _Refused(history)
+        if not self._known.intersection(history):
+            raise InputError(f"none of the history's {len(history)} items is in the catalogue; send a known item id.")
+        most = min(MAX_K, len(self._known))
+        if not 1 <= query.k <= most:
+            raise InputError(f"k is {query.k}; ask for 1 to {most} items.")
+        allow = query.allow
+        if allow is not None:
+            allow = [item for item in allow if item in self._known]
+            if not allow:
+                raise InputError("no item of the allow list is in the catalogue; send known ids or leave it out.")
+        exclude = query.exclude if query.include_history else query.exclude + history
+        exclude = [item for item in exclude if item in self._known]
+        return replace(query, history=history, exclude=exclude, allow=allow)
+
+    def _decode(self, rows: list[Query]) -> list[list[Any]]:
+        """One decode of all rows; the longest answer asked for sets the beam, each row keeps its own k."""
+        if not rows:
+            return []
+        allow = [row.allow for row in rows]
+        found = self._recommender.recommend(
+            [row.history for row in rows],
+            max(row.k for row in rows),
+            exclude=[row.exclude for row in rows],
+            allow=allow if any(one is not None for one in allow) else None,
+            exclude_history=False,  # part of `exclude` where it is wanted, so that requests that differ share a batch
+        )
+        return [one[: row.k] for one, row in zip(found, rows, strict=True)]
+
+    def _outputs(self, found: list[list[Any]]) -> Arrays:
+        width = max(len(row) for row in found)
+        ids, sids = (np.full((len(found), width), b"", dtype=object) for _ in range(2))
+        scores = np.zeros((len(found), width), dtype=np.float32)
+        for i, row in enumerate(found):
+            ids[i, : len(row)] = [one.item_id.encode() for one in row]
+            sids[i, : len(row)] = [one.sid.encode() for one in row]
+            scores[i, : len(row)] = [one.score for one in row]
+        versions = {
+            name: np.full((len(found), 1), getattr(self._recommender, name).encode(), dtype=object)
+            for name in ("policy_version", "tokenizer_version")
+        }
+        return {"item_ids": ids, "sids": sids, "scores": scores, **versions}
+
+
+class _Refused(TesseraError):
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except _Refused as error:
+        return error.refusal
+    except InputError as error:
+        return Refusal(str(error))
+    except TesseraError as error:
+        return Refusal(str(error), "internal")
+
+
+def _parse(inputs: Mapping[str, np.ndarray]) -> list[Query]:
+    """Queries of one request; empty strings are padding of rows with several lengths and are dropped.
+
+    Raises:
+        InputError: no history and no user, several of them, inputs of different row counts, or text that is not UTF-8.
+    """
+    sources = [name for name in ("history", "history_ids", "user_id") if name in inputs]
+    if len(sources) != 1:
+        given = " and ".join(sources) if sources else "none"
+        raise InputError(f"send exactly one of history, history_ids and user_id, not {given}.")
+    counts = {len(array) for array in inputs.values()}
+    if len(counts) != 1:
+        raise InputError(f"the inputs have different numbers of rows ({', '.join(map(str, sorted(counts)))}).")
+    return [_parse_row({name: array[row] for name, array in inputs.items()}) for row in range(counts.pop())]
+
+
+def _parse_row(row: Mapping[str, np.ndarray]) -> Query:
+    user = None
+    if "user_id" in row:
+        (user,) = _texts(row["user_id"], "user_id") or [""]
+        if not user:
+            raise InputError("user_id is empty; send a user's id or a history.")
+    history = _texts(row.get("history"))
+    if "history_ids" in row:
+        history = [str(item) for item in row["history_ids"].tolist()]
+    if user is None and not history:
+        raise InputError("the history is empty; send at least one item id, or a user_id.")
+    allow = _texts(row["allow"], "allow") if "allow" in row else None
+    if allow is not None and not allow:
+        raise InputError("the allow list is empty, so nothing may be recommended; leave it out to allow every item.")
+    return Query(
+        history,
+        user,
+        int(row["k"][0]) if "k" in row else DEFAULT_K,
+        _texts(row.get("exclude"), "exclude"),
+        allow,
+        bool(row["include_history"][0]) if "include_history" in row else False,
+    )
+
+
+def _texts(array: np.ndarray | None, name: str = "history") -> list[str]:
+    if array is None:
+        return []
+    if len(array) > MAX_LIST:
+        raise InputError(f"{name} has {len(array)} entries; send at most {MAX_LIST}.")
+    try:
+        return [text for text in (raw.decode("utf-8") for raw in array.tolist()) if text]
+    except UnicodeDecodeError:
+        raise InputError(f"{name} holds text that is not UTF-8; send ids as UTF-8.") from None

@@ -1,0 +1,214 @@
+"""The embedded Triton server over a model repository: start, real-request readiness, hot swap, clean stop."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving import triton_env
+from serving.model_repository import MODEL, newest
+from serving.probe import answering_policy
+from tessera.errors import InputError, ServiceError
+from tessera.files import read_json, write_json
+
+STATE = "server.json"
+STARTUP_S, STOP_S = 180.0, 5
+
+
+class TritonServer:
+    """An embedded tritonserver; a context manager that is ready inside the block and gone after it.
+
+    Args:
+        repository: model repository with at least one release (see `serving.model_repository.export`). `server.log` and
+            `server.json`, the running server's state, are written beside it.
+        http_port, grpc_port, metrics_port: 0 takes a free one.
+    """
+
+    def __init__(
+        self,
+        repository: str | Path,
+        host: str = "127.0.0.1",
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        metrics_port: int = 8002,
+        startup_s: float = STARTUP_S,
+    ) -> None:
+        self.repository = Path(repository).absolute()
+        self.log = self.repository.parent / "server.log"
+        self.host, self.startup_s = host, startup_s
+        http, grpc, metrics = _ports(host, [http_port, grpc_port, metrics_port])
+        self.ports = {"http": http, "grpc": grpc, "metrics": metrics}
+        self._id = f"tessera-{uuid.uuid4().hex}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def http_url(self) -> str:
+        """Base URL over HTTP."""
+        return f"http://{_reachable(self.host)}:{self.ports['http']}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port over gRPC."""
+        return f"{_reachable(self.host)}:{self.ports['grpc']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Prometheus metrics."""
+        return f"http://{_reachable(self.host)}:{self.ports['metrics']}/metrics"
+
+    def start(self) -> "TritonServer":
+        """Start the server and return when it has answered a real request with the newest release.
+
+        Raises:
+            ServiceError: nothing to serve, a port is busy, a server runs already, it died, or was not ready in time.
+        """
+        _, manifest = newest(self.repository)
+        if other := running(self.repository):
+            raise ServiceError(f"a server of {self.repository} runs already (process {other['pid']}); stop it first.")
+        _refuse_busy(self.host, self.ports)
+        environment = triton_env.ensure()
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command(environment), env=environment.variables(), stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._wait_until_ready(manifest.version)
+        except BaseException:
+            self.stop()
+            raise
+        state = {"pid": self._process.pid, "id": self._id, "host": self.host, **self.ports}
+        write_json(self.repository.parent / STATE, state)
+        return self
+
+    def wait(self) -> int:
+        """Block until the server ends; its exit status."""
+        assert self._process is not None, "start() comes first"
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """End the server and its child processes; safe to repeat."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S + 5)
+        with contextlib.suppress(ProcessLookupError):  # model processes that outlived it are in its group
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        with contextlib.suppress(InputError, OSError):
+            state = self.repository.parent / STATE
+            if read_json(state).get("id") == self._id:
+                state.unlink()
+
+    def __enter__(self) -> "TritonServer":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _command(self, environment: triton_env.TritonEnvironment) -> list[str]:
+        triton, ports = environment.triton, self.ports
+        return [
+            str(environment.server), f"--id={self._id}", f"--model-repository={self.repository}",
+            "--model-control-mode=explicit", f"--load-model={MODEL}",
+            f"--backend-directory={triton / 'backends'}", f"--cache-directory={triton / 'caches'}",
+            "--disable-auto-complete-config", f"--exit-timeout-secs={STOP_S}",
+            "--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0",
+            f"--http-address={self.host}", f"--grpc-address={self.host}", f"--metrics-address={self.host}",
+            f"--http-port={ports['http']}", f"--grpc-port={ports['grpc']}", f"--metrics-port={ports['metrics']}",
+        ]  # fmt: skip
+
+    def _wait_until_ready(self, policy_version: str) -> None:
+        """Ready is an answer of the expected policy from the process started here: Triton's own word is not enough."""
+        assert self._process is not None
+        deadline, problem = time.monotonic() + self.startup_s, "no answer"
+        while time.monotonic() < deadline:
+            if (status := self._process.poll()) is not None:
+                raise ServiceError(f"the Triton server ended with status {status} while starting: {self._log_tail()}")
+            try:
+                if server_id(self.http_url) == self._id:
+                    answered = answering_policy(self.http_url, self.repository)
+                    if answered == policy_version:
+                        return
+                    problem = f"it answered with policy {answered} instead of {policy_version}"
+            except ServiceError as error:
+                problem = str(error)
+            time.sleep(0.1)
+        waited = f"{self.startup_s:.0f} s"
+        raise ServiceError(f"the Triton server was not ready after {waited} ({problem}): {self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
+        failures = [line for line in lines if line.startswith("E") or "rror:" in line]
+        said = (failures or lines or ["it said nothing"])[-1].split(r"\n\nAt:")[0].strip()
+        return f"{said[-500:]} (log: {self.log})"
+
+
+def running(repository: str | Path) -> dict[str, Any] | None:
+    """State of the embedded server that serves this repository now ({pid, id, host, http, grpc, metrics}), or None."""
+    try:
+        state = read_json(Path(repository).parent / STATE)
+        found = server_id(f"http://{_reachable(state['host'])}:{state['http']}") == state["id"]
+        return dict(state) if found else None
+    except (InputError, ServiceError, KeyError, TypeError):
+        return None
+
+
+def http_url_of(state: dict[str, Any]) -> str:
+    """Base URL of a running server, from `running`."""
+    return f"http://{_reachable(state['host'])}:{state['http']}"
+
+
+def server_id(http_url: str) -> str:
+    """The id that the server at this address was started with.
+
+    Raises:
+        ServiceError: nothing answers there, or something that is no Triton.
+    """
+    try:
+        return str(httpx.get(f"{http_url}/v2", timeout=2.0, trust_env=False).raise_for_status().json()["name"])
+    except httpx.HTTPError as error:
+        raise ServiceError(f"no Triton server answers at {http_url} ({type(error).__name__}); start it.") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ServiceError(f"what answers at {http_url} is no Triton server; check the port.") from None
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("", "0.0.0.0") else host
+
+
+def _ports(host: str, wanted: list[int]) -> list[int]:
+    """The wanted ports, each 0 replaced by one that is free now; all are held open until the last is found."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for port in wanted:
+            if not port:
+                free = stack.enter_context(socket.socket())
+                free.bind((host, 0))
+                port = free.getsockname()[1]
+            ports.append(port)
+        return ports
+
+
+def _refuse_busy(host: str, ports: dict[str, int]) -> None:
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free to a server
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ServiceError(
+                    f"port {port} for Triton's {name} cannot be taken on {host} ({error.strerror}); "
+                    f"stop what listens there or choose another port."
+                ) from None

@@ -1,0 +1,54 @@
+"""Purchase histories from Feast's feature server, as the served model asks for them."""
+
+from typing import Any
+
+import httpx
+
+from tessera.errors import ServiceError
+
+FEATURE = "user_history:item_ids"
+TIMEOUT_S = 2.0
+
+
+class UserHistories:
+    """Looks up many users' histories in one request.
+
+    Args:
+        url: base URL of the feature server; empty means that no user ids are taken.
+    """
+
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._url = url.rstrip("/")
+        self._client = httpx.Client(timeout=timeout_s, trust_env=False)
+
+    def __call__(self, users: list[str]) -> list[list[str] | None]:
+        """Histories in time order, None for an unknown user.
+
+        Raises:
+            ServiceError: there is no feature server, it is not up, too slow, or answers something else.
+        """
+        if not self._url:
+            raise ServiceError("this server knows no feature server to look users up in; send a history.")
+        try:
+            response = self._client.post(
+                f"{self._url}/get-online-features", json={"features": [FEATURE], "entities": {"user_id": users}}
+            )
+            response.raise_for_status()
+            return _column(response.json(), FEATURE.split(":")[1], len(users))
+        except httpx.TimeoutException:
+            problem = "did not answer in time"
+        except httpx.HTTPStatusError as error:
+            problem = f"answered {error.response.status_code}"
+        except httpx.HTTPError as error:
+            problem = f"is not up ({type(error).__name__})"
+        except (ValueError, KeyError, IndexError, TypeError):
+            problem = "answered something that is no feature row"
+        raise ServiceError(f"the feature server at {self._url} {problem}; start it, or send a history.")
+
+
+def _column(answer: Any, name: str, rows: int) -> list[list[str] | None]:
+    column = answer["results"][answer["metadata"]["feature_names"].index(name)]
+    pairs = list(zip(column["values"], column["statuses"], strict=True))
+    if len(pairs) != rows:
+        raise ValueError("another number of rows")
+    return [[str(item) for item in value] if status == "PRESENT" and value else None for value, status in pairs]
