@@ -1,0 +1,1 @@
+"""Items and interactions: source readers, filtering, splits, the SQL catalogue and the enrichment ledger."""
