@@ -1,0 +1,1 @@
+"""Feast: item enrichments, semantic IDs, user histories and top-K, offline and online."""

@@ -1,0 +1,133 @@
+"""Ask the online store about one item, one semantic ID or one user."""
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feature_repo.store import open_store
+from tessera.errors import InputError, ServiceError
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+    Where = Path | FeatureStore
+else:
+    Where = Any
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is known of an item; what could not be enriched is None or empty."""
+
+    item_id: str
+    title: str
+    brand: str
+    categories: list[str]
+    image: str | None
+    caption: str | None
+    motives: list[str]
+    descriptors: list[str]
+    confidences: list[float | None]
+    quality_score: float | None
+    sid: str | None
+    codes: list[int]
+    tokenizer_version: str | None
+
+
+@dataclass(frozen=True)
+class SemanticId:
+    """The items behind a semantic ID."""
+
+    sid: str
+    item_ids: list[str]
+    tokenizer_version: str
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Precomputed recommendations, best first."""
+
+    item_ids: list[str]
+    sids: list[str]
+    scores: list[float]
+    policy_version: str
+    tokenizer_version: str
+    computed_at: datetime
+
+
+@dataclass(frozen=True)
+class User:
+    """A user's purchases in time order, and the precomputed recommendations if there are any."""
+
+    user_id: str
+    history: list[str]
+    top_k: TopK | None
+
+
+def item(where: Where, item_id: str) -> Item:
+    """Look up an item; `where` is a platform's home, or an open store to ask more than once.
+
+    Raises:
+        InputError: the id is not in the published catalogue.
+        ServiceError: nothing was published, or the store does not answer.
+    """
+    row = _ask(where, "item_lookup", "item_id", item_id)
+    if row["item_enrichment__title"] is None:
+        raise InputError(f"item '{item_id}' is not in the published catalogue; check the id or publish a run that has it.")
+    enrichment = {name: row[f"item_enrichment__{name}"] for name in ("title", "brand", "image", "caption", "quality_score")}
+    lists = {name: row[f"item_enrichment__{name}"] or [] for name in ("categories", "motives", "descriptors")}
+    confidences = [None if math.isnan(value) else value for value in row["item_enrichment__confidences"] or []]
+    found = {name: row[f"item_sid__{name}"] for name in ("sid", "tokenizer_version")}
+    return Item(
+        item_id=item_id, **enrichment, **lists, confidences=confidences, codes=row["item_sid__codes"] or [], **found
+    )
+
+
+def sid(where: Where, sid: str) -> SemanticId:
+    """The items of a semantic ID such as "12_7_201".
+
+    Raises:
+        InputError: it is not written as codes joined by "_", or no published item has it.
+        ServiceError: nothing was published, or the store does not answer.
+    """
+    if not re.fullmatch(r"\d+(_\d+)*", sid):
+        raise InputError(f"'{sid}' is not a semantic ID; write its codes joined by '_', as in 12_7_201.")
+    row = _ask(where, "sid_lookup", "sid", sid)
+    if not row["sid_items__item_ids"]:
+        raise InputError(f"no published item has the semantic ID {sid}; it may be of another tokenizer version.")
+    return SemanticId(sid, row["sid_items__item_ids"], row["sid_items__tokenizer_version"])
+
+
+def user(where: Where, user_id: str) -> User:
+    """A user's history and precomputed recommendations.
+
+    Raises:
+        InputError: the user has neither.
+        ServiceError: nothing was published, or the store does not answer.
+    """
+    row = _ask(where, "serving", "user_id", user_id)
+    history, items = row["user_history__item_ids"] or [], row["user_topk__item_ids"] or []
+    if not history and not items:
+        raise InputError(f"user '{user_id}' has no published history; check the id or push the user's purchases.")
+    names = ("item_ids", "sids", "scores", "policy_version", "tokenizer_version", "computed_at")
+    return User(user_id, history, TopK(*(row[f"user_topk__{name}"] for name in names)) if items else None)
+
+
+def known_items(store: "FeatureStore", item_ids: list[str]) -> set[str]:
+    """Those of `item_ids` that have a published semantic ID."""
+    rows = [{"item_id": item_id} for item_id in item_ids]
+    reply = store.get_online_features(["item_sid:sid"], rows).to_dict()
+    return {item_id for item_id, found in zip(item_ids, reply["sid"], strict=True) if found}
+
+
+def _ask(where: Where, service: str, key: str, value: str) -> dict[str, Any]:
+    store = open_store(where) if isinstance(where, Path) else where
+    try:
+        features = store.get_feature_service(service)
+        reply = store.get_online_features(features, [{key: value}], full_feature_names=True).to_dict()
+    except Exception as error:
+        raise ServiceError(f"the feature store did not answer ({error}); publish again or check its servers.") from error
+    return {name: values[0] for name, values in reply.items()}

@@ -1,0 +1,139 @@
+"""Feast's feature server over HTTP, as a child process with a bounded start and a clean stop."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+
+from feature_repo.store import feast_folder, settings_file
+from tessera.errors import ServiceError
+
+_COMMAND = "from feast.cli.cli import cli; cli()"  # Feast's own command line, whatever is on PATH
+
+
+class FeatureServer:
+    """`feast serve` for a home; a context manager that starts on entry and stops on exit.
+
+    Args:
+        home: the platform's home, already published to.
+        host, port: where to listen.
+        log: file for the server's output; default `feast/server.log` in the home.
+        start_timeout_s: seconds to wait until it answers; Feast alone takes several to import.
+        registry_ttl_s: seconds after which a changed definition is seen. Published values are seen at once.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        host: str = "127.0.0.1",
+        port: int = 6566,
+        log: Path | None = None,
+        start_timeout_s: float = 120.0,
+        registry_ttl_s: int = 60,
+    ) -> None:
+        self.home, self.host, self.port = Path(home), host, port
+        self.log = log or feast_folder(home) / "server.log"
+        self.start_timeout_s, self.registry_ttl_s = start_timeout_s, registry_ttl_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Base address, as clients want it."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self.alive() and self._process else None
+
+    def alive(self) -> bool:
+        """Whether the process runs; a server that died is not restarted."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> "FeatureServer":
+        """Start and wait until `/health` answers.
+
+        Raises:
+            ServiceError: nothing was published to the home, the port is taken, or the server died or did not answer in time.
+        """
+        if not (feast_folder(self.home) / "published.json").is_file():
+            raise ServiceError(f"{self.home} has no published features yet; run a training pipeline or check the home.")
+        self._check_port()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        arguments = ["-f", str(settings_file().resolve()), "-c", str(feast_folder(self.home)), "serve"]
+        arguments += ["--host", self.host, "--port", str(self.port), "--no-access-log", "--max-requests", "0"]
+        arguments += ["--registry_ttl_sec", str(self.registry_ttl_s)]
+        environment = os.environ | {"TESSERA_FEAST": str(feast_folder(self.home)), "PYTHONWARNINGS": "ignore"}
+        with self.log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Ask the server to finish, then make it; safe to call twice."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            # The server's worker is in the same new session, and would otherwise outlive a killed parent.
+            os.killpg(process.pid, 9)
+            process.wait()
+
+    def healthy(self, timeout_s: float = 2.0) -> bool:
+        """Whether `/health` answers now."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=timeout_s) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def __enter__(self) -> "FeatureServer":
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                raise ServiceError(
+                    f"cannot listen on {self.host}:{self.port} ({error.strerror}); "
+                    "stop what uses it or choose another --platform.features-port."
+                ) from None
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + self.start_timeout_s
+        while time.monotonic() < deadline:
+            if not self.alive():
+                raise ServiceError(f"the feature server ended while starting; {self._last_words()}")
+            if self.healthy():
+                return
+            time.sleep(0.1)
+        raise ServiceError(
+            f"the feature server did not answer within {self.start_timeout_s:g} s; {self._last_words()}"
+        )
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.is_file() else []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"see {self.log} ({last})."

@@ -1,0 +1,152 @@
+"""Open the feature store of a home, and remember what has been published to it.
+
+Feast takes seconds to import, so it is imported only inside the functions that need it.
+"""
+
+import fcntl
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tessera.errors import InputError, ServiceError
+from tessera.files import read_json, sha256_of, write_json
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class State:
+    """What the last finished publish left behind; written last, so an interrupted publish is noticed and completed."""
+
+    recipe: str = ""
+    """Digest of Feast's settings and of the definitions that were applied."""
+    tokenizer_version: str = ""
+    """Tokenizer whose SIDs are online."""
+    event_timestamp: int = 0
+    """Seconds since 1970 of the newest rows; the next ones are later, whatever the clock says."""
+    offline: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each offline file that is online as a whole."""
+
+
+def feast_folder(home: Path) -> Path:
+    """Registry, online store and offline files of a home."""
+    return Path(home).resolve() / "feast"
+
+
+def settings_file() -> Path:
+    """Feast's settings: the file named by TESSERA_FEATURE_STORE, else the embedded stores of `feature_store.yaml`."""
+    return Path(os.environ.get("TESSERA_FEATURE_STORE") or HERE / "feature_store.yaml")
+
+
+def settings_text(home: Path) -> str:
+    """Feast's settings for `home`, environment variables filled in.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = settings_file()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); correct TESSERA_FEATURE_STORE or unset it.") from None
+    return Template(text).safe_substitute(os.environ, TESSERA_FEAST=str(feast_folder(home)))
+
+
+def recipe(home: Path) -> str:
+    """Digest of everything but the data that decides what a publish writes, and where."""
+    code = [(HERE / name).read_bytes() for name in ("definitions.py", "tables.py")]
+    return sha256_of(settings_text(home), *code)
+
+
+def read_state(home: Path) -> State:
+    """The state of `home`; an empty one before the first publish."""
+    path = feast_folder(home) / "published.json"
+    return State(**read_json(path)) if path.is_file() else State()
+
+
+def write_state(home: Path, state: State) -> None:
+    """Record a finished publish, atomically."""
+    write_json(feast_folder(home) / "published.json", asdict(state))
+
+
+@contextmanager
+def publishing(home: Path) -> Iterator[Path]:
+    """Hold the one writer's lock of `home` and yield its folder `feast`; a second writer waits."""
+    folder = feast_folder(home)
+    (folder / "offline").mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def online_exists(home: Path) -> bool:
+    """False when the embedded online store's file is gone; of a server it is not known, hence True."""
+    online = _settings(home).get("online_store") or {}
+    return online.get("type") != "sqlite" or Path(online["path"]).is_file()
+
+
+def prepare_embedded(home: Path) -> None:
+    """Let readers of the embedded SQLite files go on while a publish writes (write-ahead log); servers need nothing."""
+    settings = _settings(home)
+    registry, online = settings["registry"].get("path", ""), settings.get("online_store") or {}
+    files = [registry.removeprefix("sqlite:///")] if registry.startswith("sqlite:///") else []
+    files += [online["path"]] if online.get("type") == "sqlite" else []
+    for file in files:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+
+
+def open_store(home: Path) -> "FeatureStore":
+    """Feast's store of `home`, for reading.
+
+    Raises:
+        ServiceError: nothing was published to `home` yet, or the store cannot be opened.
+    """
+    if not (feast_folder(home) / "published.json").is_file():
+        raise ServiceError(f"{home} has no published features yet; run a training pipeline or check the home folder.")
+    return connect(home)
+
+
+def connect(home: Path) -> "FeatureStore":
+    """Feast's store of `home`, published or not.
+
+    Raises:
+        InputError: Feast does not accept the settings file.
+        ServiceError: the registry does not answer.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from feast import FeatureStore, RepoConfig
+
+        folder = feast_folder(home)
+        try:
+            config = RepoConfig(**_settings(home), repo_path=folder)
+            store = FeatureStore(repo_path=str(folder), config=config)
+        except Exception as error:
+            raise InputError(f"Feast does not accept {settings_file()}: {error}; correct the file.") from error
+        try:
+            _ = store.registry
+        except Exception as error:
+            raise ServiceError(f"Feast's registry of {home} does not open ({error}); is its database up?") from error
+    return store
+
+
+def _settings(home: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(settings_text(home))
+    except yaml.YAMLError as error:
+        raise InputError(f"{settings_file()} is not YAML ({error}); correct the file.") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("registry"), dict):
+        raise InputError(f"{settings_file()} is not a feature_store.yaml with a 'registry' section; start from the template.")
+    return settings
