@@ -1,0 +1,1 @@
+"""Item representation to semantic IDs: multimodal fusion, residual quantizers, collisions, the tokenizer bundle."""

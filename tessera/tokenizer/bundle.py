@@ -1,0 +1,197 @@
+"""The tokenizer as a bundle: encode, decode and append with frozen codebooks."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tessera import bundle
+from tessera.config import TokenizerSettings
+from tessera.errors import BundleError, InputError
+from tessera.schema import conform
+from tessera.tokenizer.collisions import resolve
+from tessera.tokenizer.inputs import Inputs, read_inputs
+from tessera.tokenizer.kmeans import lookup, quantize
+from tessera.tokenizer.rqkmeans import RQKMeans
+from tessera.tokenizer.rqvae import RQVAE
+
+Codes = NDArray[np.int64]
+WEIGHTS = "tokenizer.safetensors"
+_ROWS = 4096  # items encoded at a time
+
+
+def build(settings: TokenizerSettings, text_dim: int, image_dim: int) -> RQVAE | RQKMeans:
+    """An untrained quantizer; image_dim 0 is text only."""
+    s = settings
+    if s.method == "rqkmeans":
+        return RQKMeans(text_dim, image_dim, s.latent_dim, s.levels, s.codebook_size)
+    return RQVAE(
+        text_dim, image_dim, s.image_dim, s.fused_dim, s.hidden_dim, s.latent_dim, s.levels, s.codebook_size
+    )
+
+
+class Tokenizer:
+    """A frozen quantizer between item embeddings and semantic IDs.
+
+    Attributes:
+        settings: what it was fitted with; levels L and codebook_size K are there.
+        text_dim, image_dim: widths of the embeddings that it reads; image_dim is 0 for a text-only tokenizer.
+        version: digest of the bundle, "" before it is saved.
+    """
+
+    def __init__(self, model: RQVAE | RQKMeans, settings: TokenizerSettings, version: str = "") -> None:
+        self.model, self.settings, self.version = model.eval().requires_grad_(False), settings, version
+        self.text_dim, self.image_dim = model.balance.text_dim, model.balance.image_dim
+
+    def save(self, folder: str | Path, metrics: dict[str, Any], fingerprint: str) -> bundle.Manifest:
+        """Write the bundle and take its version; `fingerprint` names inputs and settings of the fit."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        config = {**dataclasses.asdict(self.settings), "text_width": self.text_dim, "image_width": self.image_dim}
+        manifest = bundle.save(
+            folder, "tokenizer", lambda path: save_file(tensors, path / WEIGHTS),
+            config=config, metrics=metrics, extra={"fingerprint": fingerprint},
+        )
+        self.version = manifest.version
+        return manifest
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Read a tokenizer bundle.
+
+        Raises:
+            BundleError: truncated, altered, of another kind or schema version, or not a tokenizer of this release.
+        """
+        manifest = bundle.load_manifest(folder, "tokenizer")
+        try:
+            config = dict(manifest.config)
+            text_dim, image_dim = int(config.pop("text_width")), int(config.pop("image_width"))
+            settings = TokenizerSettings(**config)
+            model = build(settings, text_dim, image_dim)
+            model.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"{folder} does not hold a tokenizer of this release ({reason}); fit it again.") from None
+        return cls(model, settings, manifest.version)
+
+    @torch.no_grad()
+    def represent(
+        self, text: NDArray, image: NDArray | None = None, has_image: NDArray | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Balanced inputs [N, Dt + Di] (what `decode` rebuilds) and latents [N, D] of embeddings.
+
+        Args:
+            text: [N, Dt]; image: [N, Di], None when no item has one; has_image: [N] bool, None means all of `image`.
+
+        Raises:
+            BundleError: embeddings of another width than the tokenizer was fitted on.
+            InputError: NaN or infinity in an embedding.
+        """
+        text = np.asarray(text, np.float32)
+        if text.ndim != 2 or text.shape[1] != self.text_dim:
+            raise self._misfit("text", text.shape[-1], self.text_dim)
+        absent = image is None or not self.image_dim or np.shape(image)[-1] == 0
+        pixels = np.zeros((len(text), self.image_dim), np.float32) if absent else np.asarray(image, np.float32)
+        if pixels.shape != (len(text), self.image_dim):
+            raise self._misfit("image", pixels.shape[-1], self.image_dim)
+        if not (np.isfinite(text).all() and np.isfinite(pixels).all()):
+            raise InputError("an embedding holds NaN or infinity; embed the item again.")
+        mask = np.full(len(text), not absent) if absent or has_image is None else np.asarray(has_image, bool)
+        device = self.model.codebooks.device
+        x, z = [], []
+        for start in range(0, max(len(text), 1), _ROWS):
+            part = slice(start, start + _ROWS)
+            seen = torch.from_numpy(mask[part]).to(device)
+            x.append(self.model.balance(_tensor(text[part], device), _tensor(pixels[part], device), seen))
+            z.append(self.model.latents(x[-1], seen))
+        return torch.cat(x), torch.cat(z)
+
+    def _misfit(self, kind: str, found: int, expected: int) -> BundleError:
+        return BundleError(
+            f"the {kind} embeddings are {found} wide, but tokenizer {self.version} was fitted on {expected}; "
+            "use the encoder that it was fitted with, or fit a new tokenizer."
+        )
+
+    def encode(self, text: NDArray, image: NDArray | None = None, has_image: NDArray | None = None) -> Codes:
+        """Codes [N, L] of embeddings (arguments and errors as `represent`), before collisions are resolved."""
+        return quantize(self.represent(text, image, has_image)[1], self.model.codebooks)[0].cpu().numpy()
+
+    @torch.no_grad()
+    def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Codes [N, L] -> the rebuilt balanced pair [text; image] [N, Dt + Di]: centred, text of unit length.
+
+        Raises:
+            InputError: another number of levels, or a code out of range.
+        """
+        chosen = _check_codes(codes, self.settings, "the codes")
+        quantized = lookup(torch.from_numpy(chosen).to(self.model.codebooks.device), self.model.codebooks)
+        return self.model.reconstruct(quantized).cpu().numpy()
+
+    def assign(self, inputs: Inputs, taken: Codes | None = None) -> tuple[Codes, NDArray[np.bool_]]:
+        """SIDs [N, L] of items, all different and none of `taken` [M, L], and which moved (`collisions.resolve`)."""
+        _, latents = self.represent(inputs.text, inputs.image, inputs.has_image)
+        codes = quantize(latents, self.model.codebooks)[0].cpu().numpy()
+        return resolve(inputs.item_ids, codes, latents.cpu().numpy(), self.model.codebooks.cpu().numpy(), taken)
+
+    def append(self, embeddings: pa.Table, published: pa.Table) -> pa.Table:
+        """SIDs of new items beside published ones, none of which moves.
+
+        Args:
+            embeddings: an `embeddings` table of the new items only; published: the `sids` table in use.
+
+        Returns:
+            A `sids` table of the new items only.
+
+        Raises:
+            InputError: an item is published already, or no SID is free.
+            BundleError: `published` is of another tokenizer, or the embeddings are of another width.
+        """
+        published = conform("sids", published, "the published SIDs")
+        inputs = read_inputs(embeddings, use_images=self.image_dim > 0)
+        others = sorted(set(published["tokenizer_version"].to_pylist()) - {self.version})
+        if others:
+            raise BundleError(
+                f"the published SIDs are of tokenizer {', '.join(others[:3])}, this is {self.version}; "
+                "load the tokenizer that they are of."
+            )
+        known = sorted(set(inputs.item_ids) & set(published["item_id"].to_pylist()))
+        if known:
+            raise InputError(
+                f"{len(known)} of {len(inputs.item_ids)} items have a published SID already ({', '.join(known[:3])}"
+                f"{', ...' if len(known) > 3 else ''}); give only new items: a published SID never moves."
+            )
+        taken = _check_codes(published["codes"].to_pylist(), self.settings, "the published SIDs")
+        codes, moved = self.assign(inputs, taken)
+        return sid_table(inputs.item_ids, codes, moved, self.version)
+
+
+def _check_codes(codes: Any, settings: TokenizerSettings, origin: str) -> Codes:
+    try:
+        array = np.asarray(codes, dtype=np.int64).reshape(len(codes), settings.levels)
+    except (TypeError, ValueError):
+        raise InputError(f"{origin} do not have {settings.levels} levels each; use this tokenizer's.") from None
+    if array.size and (array.min() < 0 or array.max() >= settings.codebook_size):
+        raise InputError(f"{origin} hold a code outside 0 to {settings.codebook_size - 1}; use this tokenizer's.")
+    return array
+
+
+def _tensor(array: NDArray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def sid_table(item_ids: list[str], codes: Codes, moved: NDArray[np.bool_], version: str) -> pa.Table:
+    """A `sids` table; codes [N, L], moved [N]."""
+    table = pa.table({
+        "item_id": pa.array(item_ids, pa.string()),
+        "sid": pa.array(["_".join(map(str, row)) for row in codes.tolist()], pa.string()),
+        "codes": pa.array(codes.tolist(), pa.list_(pa.int32())),
+        "moved": moved,
+        "tokenizer_version": pa.array([version] * len(item_ids), pa.string()),
+    })
+    return conform("sids", table)

@@ -1,0 +1,85 @@
+"""K-means and its residual form in plain torch: RQ-KMeans itself, and the initialisation of RQ-VAE's codebooks."""
+
+import torch
+from torch import Tensor
+
+
+def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
+    """||x_i - c_k||^2 as one matrix product; x [N, D], centres [K, D] -> [N, K], not below 0."""
+    cross = torch.addmm((centres * centres).sum(1), x, centres.T, beta=1.0, alpha=-2.0)
+    return (cross + (x * x).sum(1, keepdim=True)).clamp_min_(0.0)
+
+
+def kmeans(x: Tensor, size: int, generator: torch.Generator, iterations: int = 25) -> Tensor:
+    """Lloyd's algorithm from a k-means++ start (Arthur and Vassilvitskii, 2007); x [N, D] -> centres [size, D].
+
+    With fewer distinct rows than `size`, every distinct row is a centre and the spare centres repeat the first.
+    """
+    centres = _plus_plus(x, size, generator)
+    previous: Tensor | None = None
+    for _ in range(iterations):
+        nearest, assigned = squared_distances(x, centres).min(1)
+        if previous is not None and torch.equal(assigned, previous):
+            break
+        previous = assigned
+        # Sums by a matrix product and not by scatter: the same bits on every run, on a GPU too.
+        member = torch.nn.functional.one_hot(assigned, size).to(x.dtype)
+        counts = member.sum(0)
+        centres = torch.where(counts[:, None] > 0, member.T @ x / counts.clamp_min(1.0)[:, None], centres)
+        empty = (counts == 0).nonzero().squeeze(1)
+        farthest = nearest.topk(min(len(empty), len(x))).indices
+        farthest = farthest[nearest[farthest] > 1e-9 * x.square().sum(1).mean()]
+        centres[empty[: len(farthest)]] = x[farthest]
+    return centres
+
+
+def _plus_plus(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Each next centre is a row drawn with probability proportional to its squared distance to the centres so far."""
+    draws = torch.rand(size, generator=generator, dtype=torch.float64).to(x.device)
+    centres = x[(draws[0] * len(x)).long().clamp_max(len(x) - 1)].repeat(size, 1)
+    nearest = (x - centres[0]).square().sum(1).double()
+    negligible = 1e-12 * float(nearest.sum())
+    for k in range(1, size):
+        total = nearest.cumsum(0)
+        if float(total[-1]) <= negligible:
+            break
+        chosen = torch.searchsorted(total, draws[k] * total[-1], right=True).clamp_max(len(x) - 1)
+        centres[k] = x[chosen]
+        nearest = torch.minimum(nearest, (x - centres[k]).square().sum(1).double())
+    return centres
+
+
+def residual_kmeans(z: Tensor, levels: int, size: int, generator: torch.Generator, iterations: int = 25) -> Tensor:
+    """K-means level by level, each on what the levels above left over; z [N, D] -> codebooks [levels, size, D]."""
+    residual, codebooks = z, []
+    for _ in range(levels):
+        centres = kmeans(residual, size, generator, iterations)
+        residual = residual - centres[squared_distances(residual, centres).argmin(1)]
+        codebooks.append(centres)
+    return torch.stack(codebooks)
+
+
+def quantize(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """Residual quantization: c_l = argmin_k ||r_l - e_lk||, r_(l+1) = r_l - e_(l,c_l), r_1 = z.
+
+    Zeghidour et al., SoundStream (arXiv 2107.03312), Algorithm 1; for SIDs: Rajput et al., TIGER (arXiv 2305.05065),
+    section 3.1. A tie goes to the lowest code.
+
+    Args:
+        z: [N, D]; codebooks: [L, K, D].
+
+    Returns:
+        codes [N, L] int64 and the quantized vectors [N, D], the sum of the chosen codebook rows.
+    """
+    residual, codes = z, []
+    for book in codebooks:
+        code = squared_distances(residual, book).argmin(1)
+        residual = residual - book[code]
+        codes.append(code)
+    chosen = torch.stack(codes, 1)
+    return chosen, lookup(chosen, codebooks)
+
+
+def lookup(codes: Tensor, codebooks: Tensor) -> Tensor:
+    """Sum of the codebook rows that codes [N, L] name -> [N, D]."""
+    return torch.stack([book[codes[:, level]] for level, book in enumerate(codebooks)]).sum(0)

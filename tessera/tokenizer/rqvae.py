@@ -1,0 +1,103 @@
+"""RQ-VAE: fusion and encoder, residual quantization with a straight-through gradient, decoder.
+
+Lee et al., RQ-VAE (arXiv 2203.01941), as used for semantic IDs by Rajput et al., TIGER (arXiv 2305.05065), section 3.1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tessera.tokenizer.fusion import Balance, Fusion
+from tessera.tokenizer.kmeans import lookup, residual_kmeans, squared_distances
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Terms of one batch, each a mean over items of squared lengths, and the codes [N, L] that were chosen."""
+
+    reconstruction: Tensor
+    codebook: Tensor
+    commitment: Tensor
+    codes: Tensor
+
+    def total(self, beta: float) -> Tensor:
+        """L = L_recon + L_codebook + beta L_commit (TIGER, section 3.1)."""
+        return self.reconstruction + self.codebook + beta * self.commitment
+
+
+class RQVAE(nn.Module):
+    """Balanced [text; image] -> `Fusion` -> encoder -> residual quantization -> decoder -> balanced [text; image]."""
+
+    def __init__(
+        self,
+        text_dim: int,
+        image_dim: int,
+        projected_dim: int,
+        fused_dim: int,
+        hidden_dim: int,
+        latent_dim: int,
+        levels: int,
+        size: int,
+    ) -> None:
+        super().__init__()
+        self.balance = Balance(text_dim, image_dim)
+        self.fusion = Fusion(text_dim, image_dim, projected_dim, fused_dim)
+        self.encoder = nn.Sequential(nn.Linear(fused_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, latent_dim))
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, text_dim + image_dim)
+        )
+        self.codebooks = nn.Parameter(torch.zeros(levels, size, latent_dim))
+
+    def latents(self, x: Tensor, has_image: Tensor) -> Tensor:
+        """Balanced inputs x [N, Dt + Di], has_image [N] -> z [N, D]."""
+        return self.encoder(self.fusion(x, has_image))
+
+    def reconstruct(self, quantized: Tensor) -> Tensor:
+        """Quantized latents [N, D] -> balanced [text; image] [N, Dt + Di]."""
+        return self.decoder(quantized)
+
+    def losses(self, x: Tensor, has_image: Tensor, *, quantized: bool = True) -> Losses:
+        """The terms of `Losses` for a batch; `quantized=False` (warm-up) is the plain autoencoder."""
+        z = self.latents(x, has_image)
+        codes, codebook, commitment = residual_terms(z, self.codebooks) if quantized else _no_terms(z)
+        passed = z + (lookup(codes, self.codebooks) - z).detach() if quantized else z
+        return Losses(self.reconstruction(x, has_image, self.decoder(passed)), codebook, commitment, codes)
+
+    def reconstruction(self, x: Tensor, has_image: Tensor, rebuilt: Tensor) -> Tensor:
+        """Mean over items of ||x - x'||^2, without the image part of items that have no image."""
+        error = (x - rebuilt).square()
+        text = error[:, : self.balance.text_dim].sum(1)
+        return (text + error[:, self.balance.text_dim :].sum(1) * has_image).mean()
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, has_image: Tensor, generator: torch.Generator) -> None:
+        """K-means initialisation of every level on the latents of all items."""
+        levels, size, _ = self.codebooks.shape
+        self.codebooks.copy_(residual_kmeans(self.latents(x, has_image), levels, size, generator))
+
+
+def residual_terms(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Residual quantization of z [N, D] over codebooks [L, K, D] with the two quantization losses.
+
+    L_codebook = sum_l ||sg[r_l] - e_l||^2 moves codes to residuals, L_commit = sum_l ||r_l - sg[e_l]||^2 moves
+    residuals to codes, and r_(l+1) = r_l - sg[e_l]: a level's codes answer for their own residual only.
+
+    Returns:
+        codes [N, L], L_codebook, L_commit (both means over items).
+    """
+    residual, codes = z, []
+    codebook = commitment = z.new_zeros(())
+    for book in codebooks:
+        code = squared_distances(residual.detach(), book.detach()).argmin(1)
+        chosen = nn.functional.embedding(code, book)
+        codebook = codebook + (residual.detach() - chosen).square().sum(1).mean()
+        commitment = commitment + (residual - chosen.detach()).square().sum(1).mean()
+        residual = residual - chosen.detach()
+        codes.append(code)
+    return torch.stack(codes, 1), codebook, commitment
+
+
+def _no_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    zero = z.new_zeros(())
+    return torch.zeros(len(z), 0, dtype=torch.long, device=z.device), zero, zero
