@@ -1,0 +1,1 @@
+"""Quality gates over the tables that pass between stages, as Great Expectations suites."""

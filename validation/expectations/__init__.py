@@ -1,0 +1,1 @@
+"""Custom Expectations: the checks of the trade that the stock ones do not know."""
