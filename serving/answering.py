@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tessera.decoding.recommender import BEAMS
 from tessera.errors import InputError, ServiceError, TesseraError
 
 DEFAULT_K = 10
@@ -55,7 +56,7 @@ class Answerer:
         self._histories_of = histories_of
 
     def answer(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays | Refusal]:
-        """Answer every request, all their rows in one decode.
+        """Answer every request, all their rows together.
 
         Args:
             requests: inputs by name, each [rows, n]; an input that was not sent is absent.
@@ -110,18 +111,28 @@ class Answerer:
         return replace(query, history=history, exclude=exclude, allow=allow)
 
     def _decode(self, rows: list[Query]) -> list[list[Any]]:
-        """One decode of all rows; the longest answer asked for sets the beam, each row keeps its own k."""
-        if not rows:
-            return []
+        """Decode all rows together; those with more items than beams apart, because k then widens the search.
+
+        An answer must not depend on who shares the batch, so rows with one beam width make one decode.
+        """
+        answers: list[list[Any]] = [[] for _ in rows]
+        widths = [max(row.k, BEAMS) for row in rows]
+        for width in sorted(set(widths)):
+            chosen = [i for i, one in enumerate(widths) if one == width]
+            for i, found in zip(chosen, self._decode_group([rows[i] for i in chosen]), strict=True):
+                answers[i] = found[: rows[i].k]
+        return answers
+
+    def _decode_group(self, rows: list[Query]) -> list[list[Any]]:
         allow = [row.allow for row in rows]
-        found = self._recommender.recommend(
+        found: list[list[Any]] = self._recommender.recommend(
             [row.history for row in rows],
             max(row.k for row in rows),
             exclude=[row.exclude for row in rows],
             allow=allow if any(one is not None for one in allow) else None,
             exclude_history=False,  # part of `exclude` where it is wanted, so that requests that differ share a batch
         )
-        return [one[: row.k] for one, row in zip(found, rows, strict=True)]
+        return found
 
     def _outputs(self, found: list[list[Any]]) -> Arrays:
         width = max(len(row) for row in found)

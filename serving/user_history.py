@@ -30,11 +30,10 @@ class UserHistories:
         if not self._url:
             raise ServiceError("this server knows no feature server to look users up in; send a history.")
         try:
-            response = self._client.post(
-                f"{self._url}/get-online-features", json={"features": [FEATURE], "entities": {"user_id": users}}
-            )
+            body = {"features": [FEATURE], "entities": {"user_id": users}, "full_feature_names": True}
+            response = self._client.post(f"{self._url}/get-online-features", json=body)
             response.raise_for_status()
-            return _column(response.json(), FEATURE.split(":")[1], len(users))
+            return _column(response.json(), FEATURE.replace(":", "__"), len(users))
         except httpx.TimeoutException:
             problem = "did not answer in time"
         except httpx.HTTPStatusError as error:
@@ -47,8 +46,7 @@ class UserHistories:
 
 
 def _column(answer: Any, name: str, rows: int) -> list[list[str] | None]:
-    column = answer["results"][answer["metadata"]["feature_names"].index(name)]
-    pairs = list(zip(column["values"], column["statuses"], strict=True))
-    if len(pairs) != rows:
+    values = answer["results"][answer["metadata"]["feature_names"].index(name)]["values"]
+    if len(values) != rows:
         raise ValueError("another number of rows")
-    return [[str(item) for item in value] if status == "PRESENT" and value else None for value, status in pairs]
+    return [[str(item) for item in value] if value else None for value in values]

@@ -1,0 +1,32 @@
+"""Thin client of Tessera: recommendations from Triton (HTTP or gRPC), features from Feast's feature server."""
+
+from tessera_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    ServerError,
+    ServerUnavailable,
+    TesseraClientError,
+)
+from tessera_client.features import AsyncFeatures, Features
+from tessera_client.recommender import AsyncRecommender, Recommender
+from tessera_client.results import Item, ItemFeatures, Recommendations, SemanticId, TopK, User
+
+__all__ = [
+    "AsyncFeatures",
+    "AsyncRecommender",
+    "DeadlineExceeded",
+    "Features",
+    "InvalidRequest",
+    "Item",
+    "ItemFeatures",
+    "NotFound",
+    "Recommendations",
+    "Recommender",
+    "SemanticId",
+    "ServerError",
+    "ServerUnavailable",
+    "TesseraClientError",
+    "TopK",
+    "User",
+]

@@ -1,0 +1,178 @@
+"""Ask Feast's feature server about items, semantic IDs and users."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from tessera_client._http import GATEWAY, answer_of, base_url, speaking
+from tessera_client._query import key
+from tessera_client.errors import InvalidRequest, NotFound, ServerError
+from tessera_client.results import Item, ItemFeatures, SemanticId, TopK, User
+
+_PATH = "/get-online-features"
+Row = Mapping[str, Any]
+Answer = TypeVar("Answer")
+
+
+class Features:
+    """Lookups in Feast's feature server; a context manager, and one object may be shared by threads.
+
+    Args:
+        url: address of the feature server (port 6566 by default).
+        timeout: seconds to wait for an answer.
+    """
+
+    def __init__(self, url: str, timeout: float = 5.0) -> None:
+        self._url, self._timeout = base_url(url, 6566), timeout
+        self._client = httpx.Client(base_url=self._url, timeout=timeout)
+
+    def item(self, item_id: str) -> ItemFeatures:
+        """Enrichment and semantic ID of an item.
+
+        Raises:
+            InvalidRequest: the id is no non-empty string.
+            NotFound: the item is not in the published catalogue.
+            ServerUnavailable, DeadlineExceeded, ServerError: no answer.
+        """
+        return self._ask("item_lookup", "item_id", key(item_id, "item_id"), _item)
+
+    def sid(self, sid: str) -> SemanticId:
+        """The items behind a semantic ID such as "12_7_201"; raises as `item`."""
+        return self._ask("sid_lookup", "sid", _checked(sid), _sid)
+
+    def user(self, user_id: str) -> User:
+        """A user's history and precomputed recommendations; raises as `item`."""
+        return self._ask("serving", "user_id", key(user_id, "user_id"), _user)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _ask(self, service: str, name: str, value: str, read: Callable[[str, Row], Answer]) -> Answer:
+        with speaking(self._url, self._timeout):
+            response = self._client.post(_PATH, json=_body(service, name, value))
+        return _read(response, self._url, value, read)
+
+    def __enter__(self) -> "Features":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncFeatures:
+    """`Features` with asyncio; an asynchronous context manager."""
+
+    def __init__(self, url: str, timeout: float = 5.0) -> None:
+        self._url, self._timeout = base_url(url, 6566), timeout
+        self._client = httpx.AsyncClient(base_url=self._url, timeout=timeout)
+
+    async def item(self, item_id: str) -> ItemFeatures:
+        """As `Features.item`."""
+        return await self._ask("item_lookup", "item_id", key(item_id, "item_id"), _item)
+
+    async def sid(self, sid: str) -> SemanticId:
+        """As `Features.sid`."""
+        return await self._ask("sid_lookup", "sid", _checked(sid), _sid)
+
+    async def user(self, user_id: str) -> User:
+        """As `Features.user`."""
+        return await self._ask("serving", "user_id", key(user_id, "user_id"), _user)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _ask(self, service: str, name: str, value: str, read: Callable[[str, Row], Answer]) -> Answer:
+        with speaking(self._url, self._timeout):
+            response = await self._client.post(_PATH, json=_body(service, name, value))
+        return _read(response, self._url, value, read)
+
+    async def __aenter__(self) -> "AsyncFeatures":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _body(service: str, name: str, value: str) -> dict[str, Any]:
+    return {"feature_service": service, "entities": {name: [value]}, "full_feature_names": True}
+
+
+def _read(response: httpx.Response, url: str, value: str, read: Callable[[str, Row], Answer]) -> Answer:
+    answer = answer_of(response, url, GATEWAY)
+    try:
+        names = answer["metadata"]["feature_names"]
+        row = {name: result["values"][0] for name, result in zip(names, answer["results"], strict=True)}
+        return read(value, row)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ServerError(f"the answer of {url} has other features than this client knows ({error!r}).") from None
+
+
+def _item(item_id: str, row: Row) -> ItemFeatures:
+    known = {name.removeprefix("item_enrichment__"): value for name, value in row.items()}
+    if known["title"] is None:
+        raise NotFound(f"item {item_id!r} is not in the published catalogue; check the id.")
+    return ItemFeatures(
+        item_id,
+        known["title"],
+        known["brand"],
+        tuple(known["categories"] or ()),
+        known["image"],
+        known["caption"],
+        tuple(known["motives"] or ()),
+        tuple(known["descriptors"] or ()),
+        tuple(_number(value) for value in known["confidences"] or ()),
+        _number(known["quality_score"]),
+        row["item_sid__sid"],
+        tuple(row["item_sid__codes"] or ()),
+        row["item_sid__tokenizer_version"],
+    )
+
+
+def _sid(sid: str, row: Row) -> SemanticId:
+    if not row["sid_items__item_ids"]:
+        raise NotFound(f"no published item has the semantic ID {sid}; it may be of another tokenizer version.")
+    return SemanticId(sid, tuple(row["sid_items__item_ids"]), row["sid_items__tokenizer_version"])
+
+
+def _user(user_id: str, row: Row) -> User:
+    history, items = tuple(row["user_history__item_ids"] or ()), row["user_topk__item_ids"]
+    if not history and not items:
+        raise NotFound(f"user {user_id!r} has no published history; check the id.")
+    if not items:
+        return User(user_id, history, None)
+    columns = zip(items, row["user_topk__sids"], row["user_topk__scores"], strict=True)
+    top_k = TopK(
+        tuple(Item(item, sid, float(score)) for item, sid, score in columns),
+        row["user_topk__policy_version"],
+        row["user_topk__tokenizer_version"],
+        _moment(row["user_topk__computed_at"]),
+    )
+    return User(user_id, history, top_k)
+
+
+def _checked(sid: str) -> str:
+    if not isinstance(sid, str) or not re.fullmatch(r"\d+(_\d+)*", sid):
+        raise InvalidRequest(f"{sid!r} is not a semantic ID; write its codes joined by '_', as in 12_7_201.")
+    return sid
+
+
+def _number(value: Any) -> float | None:
+    """A number; None where there is none, which JSON may write as null or "NaN"."""
+    return None if value is None or math.isnan(float(value)) else float(value)
+
+
+def _moment(value: Any) -> datetime | None:
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, timezone.utc)
+    return datetime.fromisoformat(value.replace("Z", "+00:00")) if value else None
