@@ -73,7 +73,6 @@ def run(
     broken = framing.broken(data)
     if broken:
         checks = {name: schema(name)[:1] for name in broken}
-        data = {name: data[name].assign(row=range(len(data[name]))) for name in broken}
     else:
         checks = build(suite, thresholds, codebook_size)
         data = framing.prepare(data)
@@ -179,6 +178,9 @@ def _error(result: ExpectationValidationResult) -> str:
 
 
 def _observed(found: dict[str, Any]) -> str:
+    mismatched = (found.get("details") or {}).get("mismatched") or {}
+    if mismatched.get("missing"):
+        return f"missing: {', '.join(mismatched['missing'])}"
     if found.get("observed_value") is not None:
         return str(found["observed_value"])
     if "unexpected_count" not in found:

@@ -29,9 +29,8 @@ class RowExpectation(Readable, ColumnMapExpectation):
 class PairExpectation(Readable, ColumnPairMapExpectation):
     """A yes or no about each row of two columns; nulls are looked at too."""
 
-    domain_keys: ClassVar[tuple[str, ...]] = (
-        "batch_id", "column_A", "column_B", "row_condition", "condition_parser", "ignore_row_if"
-    )
+    # The base leaves ignore_row_if out, and then ignores a default given here.
+    domain_keys: ClassVar[tuple[str, ...]] = (*ColumnPairMapExpectation.domain_keys, "ignore_row_if")  # type: ignore[assignment]
     ignore_row_if: str = "neither"
 
 
