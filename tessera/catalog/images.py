@@ -1,0 +1,114 @@
+"""Photos: found in a folder or a zip, placed in the run's `images/`, and read whole before anything relies on them."""
+
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from tessera.errors import InputError
+from tessera.files import replacing
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def is_photo(file: Path | BinaryIO) -> bool:
+    """Whether the whole file decodes as one of `FORMATS`; a truncated or absurdly large one does not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                image.draft("RGB", (64, 64))  # a JPEG is read to its end, but not at full size
+                image.load()
+        return True
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError, Warning, Image.DecompressionBombError):
+        return False
+
+
+def relative_name(name: str, of: str) -> str:
+    """A photo's name as a path inside the photo folder, "images/" in front removed; `of` says whose, for the message.
+
+    Raises:
+        InputError: the name is absolute or leads out of the folder.
+    """
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0] or not path.parts:
+        raise InputError(f"the photo name {name!r} of {of} leads out of the photo folder; name a file inside images/.")
+    parts = path.parts[1:] if path.parts[0] == "images" and len(path.parts) > 1 else path.parts
+    return "/".join(parts)
+
+
+class Photos:
+    """The photos of a source: a folder, a zip, or none. Only names that items ask for are ever read."""
+
+    def __init__(self, source: Path | None) -> None:
+        self.source = source
+        self._zip: zipfile.ZipFile | None = None
+        self._members: dict[str, str] = {}
+        if source is not None and source.is_file():
+            try:
+                self._zip = zipfile.ZipFile(source)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise InputError(f"{source} is not a readable zip file ({error}); make it again.") from None
+            for member in self._zip.namelist():
+                if not member.endswith("/"):
+                    self._members[relative_name(member, str(source))] = member
+        elif source is not None:
+            self._members = {
+                path.relative_to(source).as_posix(): str(path) for path in sorted(source.rglob("*")) if path.is_file()
+            }
+
+    def names(self) -> list[str]:
+        """Relative names of all files."""
+        return list(self._members)
+
+    def place(self, name: str, target: Path) -> str:
+        """Put photo `name` at `target` if it is whole. Returns its image_status: "ok", "missing" or "corrupt"."""
+        member = self._members.get(name)
+        if member is None:
+            return "missing"
+        if self._zip is None:
+            return _link(Path(member), target)
+        try:
+            content = self._zip.read(member)
+        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError):
+            return "corrupt"  # damaged or encrypted in the archive
+        if not is_photo(BytesIO(content)):
+            return "corrupt"
+        if not (target.is_file() and target.read_bytes() == content):
+            with replacing(target) as temporary:
+                temporary.write_bytes(content)
+        return "ok"
+
+
+def _link(source: Path, target: Path) -> str:
+    if not is_photo(source):
+        return "corrupt"
+    if target.exists() and target.samefile(source):
+        return "ok"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".placing.", dir=target.parent) as folder:
+        temporary = Path(folder) / target.name
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    return "ok"
+
+
+def place_all(wanted: list[str | None], place: Callable[[str, Path], str], folder: Path) -> list[str]:
+    """Place each named photo in `folder` (None for an item without one). Returns one image_status an item."""
+    folder.mkdir(parents=True, exist_ok=True)
+    status: dict[str, str] = {}
+    for name in tqdm(dict.fromkeys(name for name in wanted if name), desc="photos", unit="photo", disable=None):
+        status[name] = place(name, folder / name)
+    return [status[name] if name else "none" for name in wanted]
