@@ -1,0 +1,118 @@
+"""Moving the aliases of two registered models together, on a registry that can only move one at a time.
+
+The policy's alias `champion` is the one source of truth. The tokenizer's aliases follow from it, because every policy
+version names its tokenizer in a tag. A move is announced in a tag of the registered model before it starts, and the
+champion moves last: a process that died in between leaves a move that the next call finishes or undoes.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from tessera.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+TOKENIZER, POLICY = "sid-tokenizer", "sid-policy"
+PENDING = "pending_move"
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """Which version of `sid-policy` each alias names; None where it names none."""
+
+    challenger: str | None = None
+    previous: str | None = None
+    champion: str | None = None
+
+
+def registered(client: "MlflowClient", model: str) -> "RegisteredModel | None":
+    """The registered model of this name, if it is there."""
+    found = client.search_registered_models(f"name = '{model}'", max_results=1)
+    return found[0] if found else None
+
+
+def named(model: "RegisteredModel | None") -> dict[str, str]:
+    """All aliases of a registered model, with the versions they name."""
+    return {alias: str(version) for alias, version in model.aliases.items()} if model else {}
+
+
+def find(client: "MlflowClient", model: str, bundle_version: str) -> "ModelVersion | None":
+    """The version of a registered model that holds this bundle."""
+    found = client.search_model_versions(f"name = '{model}' and tags.bundle_version = '{bundle_version}'")
+    return min(found, key=lambda version: int(version.version)) if found else None
+
+
+def tokenizer_of(client: "MlflowClient", tokenizer: str, whose: str) -> str:
+    """The version of `sid-tokenizer` that holds the bundle `tokenizer`; InputError if there is none."""
+    found = find(client, TOKENIZER, tokenizer)
+    if found is None:
+        raise InputError(f"{whose} needs tokenizer {tokenizer}, which is not registered; register it first.")
+    return str(found.version)
+
+
+def settle(client: "MlflowClient") -> Aliases:
+    """Finish or undo an interrupted move and let the tokenizer's aliases follow the policy's; returns the result.
+
+    The champion moves last, so a move whose champion is in place is finished and any other is undone.
+    """
+    policy = registered(client, POLICY)
+    if policy is None:
+        return Aliases()
+    aliases, pending = named(policy), policy.tags.get(PENDING)
+    now = Aliases(**{alias: aliases.get(alias) for alias in asdict(Aliases())})
+    if pending:
+        before, after = (Aliases(**json.loads(pending)[key]) for key in ("before", "after"))
+        now = after if now.champion == after.champion else before
+    _point(client, now)
+    if pending:
+        client.delete_registered_model_tag(POLICY, PENDING)
+    return now
+
+
+def move(client: "MlflowClient", change: Callable[[Aliases], Aliases]) -> None:
+    """Move both models' aliases to what `change` makes of the present ones; on failure put them back and raise."""
+    before = settle(client)
+    after = change(before)
+    if after == before:
+        return
+    for version in {*asdict(after).values()} - {None}:
+        policy = client.get_model_version(POLICY, version)
+        tokenizer_of(client, policy.tags.get("tokenizer_version", ""), f"version {version} of {POLICY}")
+    announced = json.dumps({"before": asdict(before), "after": asdict(after)})
+    client.set_registered_model_tag(POLICY, PENDING, announced)
+    try:
+        _point(client, after)
+    except Exception:
+        # If this fails too, the announcement stays and the next call settles it.
+        with suppress(Exception):
+            _point(client, before)
+            client.delete_registered_model_tag(POLICY, PENDING)
+        raise
+    with suppress(Exception):  # the move is made; an announcement that stays is found finished by the next call
+        client.delete_registered_model_tag(POLICY, PENDING)
+
+
+def _point(client: "MlflowClient", target: Aliases) -> None:
+    """Move what is not yet in place: the tokenizer's aliases first, the policy's champion last."""
+    policy_rows, tokenizer_rows = (client.search_model_versions(f"name = '{name}'") for name in (POLICY, TOKENIZER))
+    needs = {str(row.version): row.tags.get("tokenizer_version") for row in policy_rows}
+    holds = {row.tags.get("bundle_version"): str(row.version) for row in tokenizer_rows}
+    policies = {alias: version for alias, version in asdict(target).items() if version in needs}
+    _set(client, TOKENIZER, {a: holds[needs[version]] for a, version in policies.items() if needs[version] in holds})
+    _set(client, POLICY, policies)
+
+
+def _set(client: "MlflowClient", model: str, wanted: dict[str, str]) -> None:
+    now = named(registered(client, model))
+    for alias in asdict(Aliases()):
+        if now.get(alias) == wanted.get(alias):
+            continue
+        if alias in wanted:
+            client.set_registered_model_alias(model, alias, wanted[alias])
+        else:
+            client.delete_registered_model_alias(model, alias)
