@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pyarrow as pa
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.feast_object import FeastObject
 from feast.types import Array, FeastType, Float32, Int32, Int64, String, UnixTimestamp
 
 from feature_repo.tables import TIMESTAMP, VIEWS
@@ -44,7 +45,7 @@ def _view(name: str, entity: Entity, description: str, source: FileSource | Push
 
 item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING, description="A product of the catalogue")
 user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING, description="A customer")
-sid = Entity(name="sid", join_keys=["sid"], value_type=ValueType.STRING, description="A semantic ID: codes joined by '_'")
+sid = Entity(name="sid", join_keys=["sid"], value_type=ValueType.STRING, description="A semantic ID, codes joined by _")
 
 item_enrichment = _view(
     "item_enrichment", item, "What the catalogue and the enrichment models say of an item", _source("item_enrichment")
@@ -52,7 +53,7 @@ item_enrichment = _view(
 item_sid = _view("item_sid", item, "The item's semantic ID, and the tokenizer that gave it", _source("item_sid"))
 sid_items = _view("sid_items", sid, "The items behind a semantic ID; empty when it is gone", _source("sid_items"))
 history_push = PushSource(name=PUSH_SOURCE, batch_source=_source("user_history"))
-user_history = _view("user_history", user, "All purchases of a user in time order; new ones can be pushed", history_push)
+user_history = _view("user_history", user, "A user's purchases in time order; new ones can be pushed", history_push)
 user_topk = _view("user_topk", user, "Precomputed recommendations of one policy version", _source("user_topk"))
 
 item_lookup = FeatureService(name="item_lookup", features=[item_enrichment, item_sid])
@@ -60,7 +61,7 @@ sid_lookup = FeatureService(name="sid_lookup", features=[sid_items])
 serving = FeatureService(name="serving", features=[user_history, user_topk])
 
 ENTITIES = [item, user, sid]
-SOURCES = [view.batch_source for view in (item_enrichment, item_sid, sid_items, user_topk)] + [history_push]
 FEATURE_VIEWS = [item_enrichment, item_sid, sid_items, user_history, user_topk]
 SERVICES = [item_lookup, sid_lookup, serving]
-DEFINITIONS = [*ENTITIES, *SOURCES, *FEATURE_VIEWS, *SERVICES]
+# The sources come along with their views.
+DEFINITIONS: list[FeastObject] = [*ENTITIES, *FEATURE_VIEWS, *SERVICES]

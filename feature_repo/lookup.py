@@ -76,13 +76,21 @@ def item(where: Where, item_id: str) -> Item:
     """
     row = _ask(where, "item_lookup", "item_id", item_id)
     if row["item_enrichment__title"] is None:
-        raise InputError(f"item '{item_id}' is not in the published catalogue; check the id or publish a run that has it.")
-    enrichment = {name: row[f"item_enrichment__{name}"] for name in ("title", "brand", "image", "caption", "quality_score")}
-    lists = {name: row[f"item_enrichment__{name}"] or [] for name in ("categories", "motives", "descriptors")}
-    confidences = [None if math.isnan(value) else value for value in row["item_enrichment__confidences"] or []]
-    found = {name: row[f"item_sid__{name}"] for name in ("sid", "tokenizer_version")}
+        raise InputError(f"item '{item_id}' is not in the published catalogue; check the id or publish a run with it.")
     return Item(
-        item_id=item_id, **enrichment, **lists, confidences=confidences, codes=row["item_sid__codes"] or [], **found
+        item_id=item_id,
+        title=row["item_enrichment__title"],
+        brand=row["item_enrichment__brand"],
+        categories=row["item_enrichment__categories"] or [],
+        image=row["item_enrichment__image"],
+        caption=row["item_enrichment__caption"],
+        motives=row["item_enrichment__motives"] or [],
+        descriptors=row["item_enrichment__descriptors"] or [],
+        confidences=[None if math.isnan(value) else value for value in row["item_enrichment__confidences"] or []],
+        quality_score=row["item_enrichment__quality_score"],
+        sid=row["item_sid__sid"],
+        codes=row["item_sid__codes"] or [],
+        tokenizer_version=row["item_sid__tokenizer_version"],
     )
 
 
@@ -129,5 +137,5 @@ def _ask(where: Where, service: str, key: str, value: str) -> dict[str, Any]:
         features = store.get_feature_service(service)
         reply = store.get_online_features(features, [{key: value}], full_feature_names=True).to_dict()
     except Exception as error:
-        raise ServiceError(f"the feature store did not answer ({error}); publish again or check its servers.") from error
+        raise ServiceError(f"the feature store did not answer ({error}); check its databases.") from error
     return {name: values[0] for name, values in reply.items()}

@@ -1,9 +1,11 @@
 """Feast's feature server over HTTP, as a child process with a bounded start and a clean stop."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -40,6 +42,7 @@ class FeatureServer:
         self.log = log or feast_folder(home) / "server.log"
         self.start_timeout_s, self.registry_ttl_s = start_timeout_s, registry_ttl_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def url(self) -> str:
@@ -59,7 +62,7 @@ class FeatureServer:
         """Start and wait until `/health` answers.
 
         Raises:
-            ServiceError: nothing was published to the home, the port is taken, or the server died or did not answer in time.
+            ServiceError: nothing was published to the home, the port is taken, or the server died or was too slow.
         """
         if not (feast_folder(self.home) / "published.json").is_file():
             raise ServiceError(f"{self.home} has no published features yet; run a training pipeline or check the home.")
@@ -68,11 +71,14 @@ class FeatureServer:
         arguments = ["-f", str(settings_file().resolve()), "-c", str(feast_folder(self.home)), "serve"]
         arguments += ["--host", self.host, "--port", str(self.port), "--no-access-log", "--max-requests", "0"]
         arguments += ["--registry_ttl_sec", str(self.registry_ttl_s)]
+        # Feast's web server keeps a control socket; a folder of its own keeps it out of the user's home directory.
+        self._scratch = tempfile.TemporaryDirectory(prefix="tessera-feast-")
         environment = os.environ | {"TESSERA_FEAST": str(feast_folder(self.home)), "PYTHONWARNINGS": "ignore"}
+        environment["XDG_RUNTIME_DIR"] = self._scratch.name
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                stderr=subprocess.STDOUT, env=environment, cwd=feast_folder(self.home), start_new_session=True,
             )  # fmt: skip
         try:
             self._wait()
@@ -84,15 +90,16 @@ class FeatureServer:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Ask the server to finish, then make it; safe to call twice."""
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        process.terminate()
-        try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            # The server's worker is in the same new session, and would otherwise outlive a killed parent.
-            os.killpg(process.pid, 9)
-            process.wait()
+        scratch, self._scratch = self._scratch, None
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # with its worker, which is in the same new session
+                process.wait()
+        if scratch is not None:
+            scratch.cleanup()
 
     def healthy(self, timeout_s: float = 2.0) -> bool:
         """Whether `/health` answers now."""
@@ -126,7 +133,7 @@ class FeatureServer:
         while time.monotonic() < deadline:
             if not self.alive():
                 raise ServiceError(f"the feature server ended while starting; {self._last_words()}")
-            if self.healthy():
+            if self.healthy() and self.alive():
                 return
             time.sleep(0.1)
         raise ServiceError(

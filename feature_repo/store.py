@@ -70,9 +70,16 @@ def recipe(home: Path) -> str:
 
 
 def read_state(home: Path) -> State:
-    """The state of `home`; an empty one before the first publish."""
+    """The state of `home`; an empty one before the first publish.
+
+    Raises:
+        InputError: the file that keeps it is damaged.
+    """
     path = feast_folder(home) / "published.json"
-    return State(**read_json(path)) if path.is_file() else State()
+    try:
+        return State(**read_json(path)) if path.is_file() else State()
+    except TypeError:
+        raise InputError(f"{path} is not of this version of Tessera; remove it and publish the run again.") from None
 
 
 def write_state(home: Path, state: State) -> None:
@@ -90,10 +97,10 @@ def publishing(home: Path) -> Iterator[Path]:
         yield folder
 
 
-def online_exists(home: Path) -> bool:
-    """False when the embedded online store's file is gone; of a server it is not known, hence True."""
+def in_place(home: Path, state: State) -> bool:
+    """Whether the stores that `state` speaks of are still the configured ones, and the embedded one still exists."""
     online = _settings(home).get("online_store") or {}
-    return online.get("type") != "sqlite" or Path(online["path"]).is_file()
+    return state.recipe == recipe(home) and (online.get("type") != "sqlite" or Path(online["path"]).is_file())
 
 
 def prepare_embedded(home: Path) -> None:
@@ -148,5 +155,5 @@ def _settings(home: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"{settings_file()} is not YAML ({error}); correct the file.") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("registry"), dict):
-        raise InputError(f"{settings_file()} is not a feature_store.yaml with a 'registry' section; start from the template.")
+        raise InputError(f"{settings_file()} has no 'registry' section; start from feature_repo/feature_store.yaml.")
     return settings

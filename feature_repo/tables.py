@@ -3,7 +3,6 @@
 Columns are picked from `tessera.schema`, so a type is declared once. Nothing here imports Feast.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,7 +55,8 @@ def conform_view(view: str, table: pa.Table, origin: str) -> pa.Table:
     schema = VIEWS[view]
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
-        raise InputError(f"{origin}: column {', '.join(map(repr, missing))} is missing; expected {', '.join(schema.names)}.")
+        expected = ", ".join(schema.names)
+        raise InputError(f"{origin}: column {', '.join(map(repr, missing))} is missing; expected {expected}.")
     try:
         table = table.select(schema.names).cast(schema).combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
@@ -65,7 +65,9 @@ def conform_view(view: str, table: pa.Table, origin: str) -> pa.Table:
     return table
 
 
-def snapshot(items: Path, captions: Path, intents: Path, quality: Path, sids: Path, splits: Path) -> dict[str, pa.Table]:
+def snapshot(
+    items: Path, captions: Path, intents: Path, quality: Path, sids: Path, splits: Path
+) -> dict[str, pa.Table]:
     """The present rows of every view but `user_topk`, from the tables of one run.
 
     Raises:
@@ -146,7 +148,7 @@ def _histories(splits: pa.Table) -> pa.Table:
 def _check_unique(column: pa.ChunkedArray, name: str, origin: str) -> None:
     if column.null_count:
         raise InputError(f"{origin}: column '{name}' must not be null.")
-    counts: Sequence[dict[str, object]] = pc.value_counts(column).to_pylist() if len(column.unique()) < len(column) else []
-    twice = [row["values"] for row in counts if row["counts"] != 1]
-    if twice:
-        raise InputError(f"{origin}: {name} '{twice[0]}' occurs more than once; keep one row for each.")
+    counts = pc.value_counts(column)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(twice):
+        raise InputError(f"{origin}: {name} '{twice[0]['values']}' occurs more than once; keep one row for each.")
