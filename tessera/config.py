@@ -6,6 +6,7 @@ what it used to `settings.json`, which `load_settings` reads back.
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -44,7 +45,7 @@ class ModelSettings:
     """Who answers one kind of enrichment."""
 
     provider: Provider = "embedded"
-    """`embedded` works offline, `openai` asks any OpenAI-compatible endpoint, `transformers` runs a local or hub model."""
+    """`embedded` works offline, `openai` asks an OpenAI-compatible endpoint, `transformers` runs a local model."""
     model: str = ""
     """Model name at the endpoint or the hub, or a folder; empty means the provider's default."""
 
@@ -168,8 +169,8 @@ class PlatformSettings:
     """Where the platform keeps what outlives a run; empty URLs mean the embedded servers in `home`."""
 
     home: Path | None = None
-    """Folder of registry, feature store and served models, shared by the runs over one catalogue; else TESSERA_HOME, else
-    `.tessera/<catalogue>`."""
+    """Folder of registry, feature store and served models, shared by the runs over one catalogue; else TESSERA_HOME,
+    else `.tessera/<catalogue>`."""
     mlflow_url: str = ""
     """MLflow tracking and registry URI."""
     host: str = "127.0.0.1"
@@ -189,7 +190,7 @@ class Settings:
     """Settings of a run."""
 
     source: Literal["shop", "parquet", "amazon"] = "shop"
-    """Where the catalogue comes from: the generated demo shop, a folder of parquet files, or raw Amazon Reviews files."""
+    """Where the catalogue comes from: the generated demo shop, a folder of parquet files, or Amazon Reviews files."""
     path: Path | None = None
     """Folder of the source; not used by the shop."""
     seed: int = 0
@@ -219,13 +220,22 @@ def preset(name: PresetName) -> Settings:
     return Settings(
         source="amazon",
         enrichment=EnrichmentSettings(
-            captions=endpoint, intents=endpoint, quality=endpoint, text_encoder="Qwen/Qwen3-Embedding-4B",
+            captions=endpoint,
+            intents=endpoint,
+            quality=endpoint,
+            text_encoder="Qwen/Qwen3-Embedding-4B",
             image_encoder="google/siglip-base-patch16-224",
         ),
         tokenizer=TokenizerSettings(image_dim=512, fused_dim=1024, hidden_dim=1024, epochs=1000),
         policy=PolicySettings(backbone="Qwen/Qwen2.5-7B-Instruct", epochs=3, learning_rate=1e-4, validate_every=1),
         evaluation=EvaluationSettings(beam=20),
     )
+
+
+def catalogue_url(settings: Settings, home: str | Path) -> str:
+    """URL of the catalogue and the ledger: the setting, else TESSERA_CATALOGUE_URL, else SQLite in `home`."""
+    embedded = f"sqlite:///{Path(home).resolve() / 'catalogue.db'}"
+    return settings.catalogue.url or os.environ.get("TESSERA_CATALOGUE_URL", "") or embedded
 
 
 def to_json(settings: Any) -> str:

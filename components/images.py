@@ -1,0 +1,26 @@
+"""Container images of the components, tagged by a digest of the code inside: a cache never serves stale code."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+from tessera.files import sha256_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PLATFORM = ("tessera", "components", "validation", "feature_repo", "serving")
+FOLDERS = {"enrich": ("tessera", "components"), "train": ("tessera", "components"), "publish": PLATFORM}
+SUFFIXES = {".py", ".md", ".json", ".yaml", ".j2", ".ini"}
+
+
+@cache
+def image(kind: str) -> str:
+    """Name of the image for one kind of work ("enrich", "train" or "publish").
+
+    TESSERA_IMAGE_PREFIX puts a registry or a project in front.
+    """
+    files = sorted(p for folder in FOLDERS[kind] for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES)
+    parts = [part for p in files for part in (p.relative_to(ROOT).as_posix(), p.read_bytes())]
+    lock = ROOT / "requirements.lock"
+    if lock.exists():
+        parts.append(lock.read_bytes())
+    return f"{os.environ.get('TESSERA_IMAGE_PREFIX', '')}tessera-python-{kind}:{sha256_of(*parts)[:16]}"

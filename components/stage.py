@@ -1,0 +1,32 @@
+"""What every component does around its stage: logging, timing, one sentence for an expected failure, a stats file."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tessera.errors import TesseraError
+from tessera.files import write_json
+
+FAILED = "stage failed: "
+EXIT_CODE = 2
+
+
+def run_stage(name: str, stats: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a stage's function and write `{"stage", "seconds", ...its result}` to the file `stats`.
+
+    An expected failure ends the process with its one sentence; anything else keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "alembic", "great_expectations", "feast", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    started = time.monotonic()
+    try:
+        result = function(*args, **kwargs)
+    except TesseraError as error:
+        print(f"{FAILED}{error}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_CODE) from None
+    details = result if isinstance(result, dict) else {}
+    write_json(stats, {**details, "stage": name, "seconds": round(time.monotonic() - started, 3)})
+    return result

@@ -1,0 +1,35 @@
+"""SIDs and histories to a policy."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from components.images import image
+
+
+@dsl.component(base_image=image("train"), install_kfp_package=False)
+def train_policy(
+    items: Input[Dataset],
+    splits: Input[Dataset],
+    sids: Input[Dataset],
+    tokenizer: Input[Model],
+    settings: str,
+    work: str,
+    policy: Output[Model],
+    stats: Output[Artifact],
+) -> None:
+    """Supervised fine-tuning on next-SID prediction, stopped early on validation.
+
+    Args:
+        settings: JSON of the settings; policy, evaluation and seed are used.
+        work: folder of the checkpoints, kept between tries.
+    """
+    from pathlib import Path
+
+    from components.stage import run_stage
+    from tessera.config import from_json
+    from tessera.policy.fit import run
+
+    chosen = from_json(settings)
+    tables = Path(items.path), Path(splits.path), Path(sids.path), Path(tokenizer.path), Path(policy.path)
+    options = chosen.policy, chosen.evaluation, chosen.seed, Path(work) / "policy"
+    run_stage("train-policy", stats.path, run, *tables, *options)

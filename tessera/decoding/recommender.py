@@ -1,0 +1,164 @@
+"""From histories of item ids to recommended item ids: the one engine behind evaluation, notebooks and serving."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from tessera.decoding.index import CatalogueIndex
+from tessera.decoding.search import Found, ItemFilter, beam_search
+from tessera.errors import InputError
+from tessera.policy.backbone import Backbone
+from tessera.policy.bundle import load_policy
+from tessera.policy.data import prompts
+
+BEAMS = 20
+Ids = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item; score is log p(SID | history)."""
+
+    item_id: str
+    sid: str
+    score: float
+
+
+class Recommender:
+    """A policy over a catalogue.
+
+    Args:
+        sids: table of schema "sids"; its row order numbers the items.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        sids: pa.Table,
+        codebook_size: int,
+        max_history: int,
+        policy_version: str = "",
+        tokenizer_version: str = "",
+    ) -> None:
+        self.backbone, self.max_history = backbone, max_history
+        self.policy_version, self.tokenizer_version = policy_version, tokenizer_version
+        self.item_ids: list[str] = sids["item_id"].to_pylist()
+        self.sids: list[str] = sids["sid"].to_pylist()
+        self.codes = np.stack(sids["codes"].combine_chunks().to_numpy(zero_copy_only=False)).astype(np.int64)
+        self.index = CatalogueIndex.build(self.codes, codebook_size)
+        self._row = {item: row for row, item in enumerate(self.item_ids)}
+        if len(self._row) != len(self.item_ids):
+            raise InputError("the SIDs table names an item twice; write it again from the tokenizer bundle.")
+
+    @classmethod
+    def load(cls, folder: str | Path, sids: str | Path | None = None) -> "Recommender":
+        """From a policy bundle, optionally over a newer SIDs table of the same tokenizer.
+
+        Raises:
+            BundleError: a damaged bundle, or SIDs of another tokenizer.
+        """
+        policy = load_policy(Path(folder), Path(sids) if sids is not None else None)
+        return cls(
+            policy.backbone,
+            policy.sids,
+            policy.codebook_size,
+            policy.max_history,
+            policy.manifest.version,
+            policy.tokenizer_version,
+        )
+
+    def recommend(
+        self,
+        histories: Sequence[Ids],
+        k: int = 10,
+        exclude: Sequence[Ids] | None = None,
+        allow: Sequence[Ids | None] | None = None,
+        exclude_history: bool = True,
+        beams: int = BEAMS,
+    ) -> list[list[Recommendation]]:
+        """The k best items for each history.
+
+        Unknown ids in a history or a list are passed over; an allow-list of None (or no list at all) allows everything.
+        Fewer than k come out where fewer items pass the lists.
+
+        Raises:
+            InputError: k outside 1..catalogue, an empty history, one of unknown items only, or lists of another length
+                than the histories.
+        """
+        self._check_k(k)
+        for name, lists in (("exclude", exclude), ("allow", allow)):
+            if lists is not None and len(lists) != len(histories):
+                raise InputError(f"{len(histories)} histories came with {len(lists)} {name}-lists; give one for each.")
+        if not histories:
+            return []
+        known = [self.known_rows(history) for history in histories]
+        for given, rows in zip(histories, known, strict=True):
+            if not len(rows):
+                raise InputError(_no_history(given))
+        gone = [self.known_rows(one) for one in exclude] if exclude is not None else [_NO_ROWS] * len(known)
+        if exclude_history:
+            gone = [np.concatenate(pair) for pair in zip(gone, known, strict=True)]
+        gone = [np.unique(one) for one in gone]
+        only = [
+            np.setdiff1d(self.known_rows(one), out) if one is not None else None
+            for one, out in zip(allow if allow is not None else [None] * len(known), gone, strict=True)
+        ]
+        found = self.rank(known, k, beams, ItemFilter.build(self.index, gone, only))
+        answers = zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        return [
+            [Recommendation(self.item_ids[r], self.sids[r], s) for r, s in zip(rows, scores, strict=True) if r >= 0]
+            for rows, scores in answers
+        ]
+
+    def rank(self, histories: Sequence[np.ndarray], k: int, beams: int, keep: ItemFilter | None = None) -> Found:
+        """The same over item numbers, in one batch; histories may be empty and then get the policy's prior."""
+        tokens = self.backbone.sid_tokens
+        recent = [history[-self.max_history :] for history in histories]
+        prompt, mask = prompts(recent, self.codes, tokens.cpu().numpy(), self.backbone.bos)
+        device = self.backbone.model.device
+        return beam_search(
+            self.backbone.model,
+            tokens.to(device),
+            self.index,
+            prompt.to(device),
+            mask.to(device),
+            k=k,
+            beams=beams,
+            keep=keep,
+        )
+
+    def rank_all(
+        self, histories: Sequence[np.ndarray], k: int, beams: int, batch_size: int, progress: str = ""
+    ) -> np.ndarray:
+        """`rank` in batches of similar length, without filters: [users, k] item numbers, -1 where fewer exist."""
+        out = np.full((len(histories), k), -1, dtype=np.int64)
+        order = np.argsort([-min(len(h), self.max_history) for h in histories], kind="stable")
+        starts = range(0, len(order), batch_size)
+        for start in tqdm(starts, desc=progress, unit="batch", disable=not progress):
+            chosen = order[start : start + batch_size]
+            rows = self.rank([histories[i] for i in chosen], k, beams).rows.cpu().numpy()
+            out[chosen, : rows.shape[1]] = rows
+        return out
+
+    def known_rows(self, ids: Ids) -> np.ndarray:
+        """Numbers of the ids that the catalogue knows, in the order given."""
+        return np.array([self._row[i] for i in ids if i in self._row], dtype=np.int64)
+
+    def _check_k(self, k: int) -> None:
+        size = len(self.item_ids)
+        if not 1 <= k <= size:
+            raise InputError(f"k is {k}; ask for at least 1 and at most {size} items, the catalogue's size.")
+
+
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+def _no_history(given: Ids) -> str:
+    if not given:
+        return "the history is empty; give at least one item id that the user has bought."
+    few = ", ".join(repr(i) for i in list(given)[:3])
+    return f"none of the history's {len(given)} items ({few}) is in the catalogue; check the ids."

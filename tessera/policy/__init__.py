@@ -1,0 +1,1 @@
+"""The generative recommender: backbone with SID tokens, training, and the policy bundle."""

@@ -1,0 +1,150 @@
+"""Backbones: a causal language model whose vocabulary holds a token for every code of every SID level."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from tessera.config import PolicySettings
+from tessera.errors import InputError
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model and how SIDs are written in its vocabulary.
+
+    sid_tokens: [levels, K] int64, the token id of each code; bos: the token that opens every prompt.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sid_tokens: Tensor
+    bos: int
+
+
+def sid_token_names(levels: int, codebook_size: int) -> list[str]:
+    """The names of the SID tokens, level by level."""
+    return [f"<sid_{level}_{code}>" for level in range(levels) for code in range(codebook_size)]
+
+
+def build(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_size: int, seed: int) -> Backbone:
+    """The backbone before training: `tiny` with random weights, or a pretrained model with new SID tokens.
+
+    Args:
+        texts: catalogue texts that `tiny` learns its BPE vocabulary from.
+
+    Raises:
+        InputError: a pretrained backbone that cannot be loaded.
+    """
+    torch.manual_seed(seed)
+    if settings.backbone == "tiny":
+        return _tiny(settings, texts, levels, codebook_size)
+    return _pretrained(settings, levels, codebook_size)
+
+
+def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, levels: int, codebook_size: int) -> Backbone:
+    """Find the SID tokens in a vocabulary that has them."""
+    ids = tokenizer.convert_tokens_to_ids(sid_token_names(levels, codebook_size))
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return Backbone(model, tokenizer, torch.tensor(ids).view(levels, codebook_size), int(bos))
+
+
+def _tiny(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_size: int) -> Backbone:
+    if settings.hidden % settings.heads:
+        raise InputError(f"policy.hidden ({settings.hidden}) must be a multiple of policy.heads ({settings.heads}).")
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.text_vocabulary,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pieces.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+    tokenizer.add_tokens(sid_token_names(levels, codebook_size), special_tokens=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden,
+        intermediate_size=-(-settings.hidden * 8 // 3 // 64) * 64,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        attention_dropout=settings.dropout,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return wrap(LlamaForCausalLM(config), tokenizer, levels, codebook_size)
+
+
+def _pretrained(settings: PolicySettings, levels: int, codebook_size: int) -> Backbone:
+    name = settings.backbone
+    gguf = [path.name for path in Path(name).glob("*.gguf")] if Path(name).is_dir() else []
+    extra: dict[str, Any] = {"gguf_file": gguf[0]} if gguf else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **extra)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **extra)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"backbone '{name}' cannot be loaded ({reason}); give the folder or hub name of a causal LM, or 'tiny'."
+        ) from None
+    if gguf:  # the weights were dequantised on load; without this the model refuses to be saved
+        setattr(model, "hf_quantizer", None)  # noqa: B010
+        setattr(model, "is_quantized", False)  # noqa: B010
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    tokenizer.add_tokens(sid_token_names(levels, codebook_size), special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer))
+    backbone = wrap(model, tokenizer, levels, codebook_size)
+    return _with_lora(backbone, settings) if settings.adaptation == "lora" else backbone
+
+
+def _with_lora(backbone: Backbone, settings: PolicySettings) -> Backbone:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=2 * settings.lora_rank,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear",
+        trainable_token_indices=backbone.sid_tokens.flatten().tolist(),
+        task_type="CAUSAL_LM",
+    )
+    adapted: Any = get_peft_model(backbone.model, config)
+    return Backbone(adapted, backbone.tokenizer, backbone.sid_tokens, backbone.bos)
+
+
+def add_dropout(model: PreTrainedModel, rate: float) -> None:
+    """Dropout on the embeddings and on both residual branches of a Llama-type model, which has none of its own.
+
+    Hooks and not modules, so that the saved weights stay those of the plain architecture.
+    """
+
+    def drop(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return F.dropout(output, rate, training=module.training)
+
+    if rate > 0:
+        model.model.embed_tokens.register_forward_hook(drop)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.register_forward_hook(drop)
+            layer.mlp.down_proj.register_forward_hook(drop)

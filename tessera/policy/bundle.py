@@ -1,0 +1,104 @@
+"""The policy bundle: backbone, vocabulary and the SIDs it was trained on, enough to recommend alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from tessera import bundle
+from tessera.bundle import Manifest
+from tessera.errors import BundleError
+from tessera.policy.backbone import Backbone, wrap
+from tessera.schema import read_table, write_table
+
+KIND = "policy"
+MODEL, SIDS = "model", "sids.parquet"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A loaded policy bundle."""
+
+    manifest: Manifest
+    backbone: Backbone
+    sids: pa.Table
+    codebook_size: int
+    max_history: int
+
+    @property
+    def tokenizer_version(self) -> str:
+        """Version of the tokenizer bundle whose SIDs this policy writes."""
+        return str(self.manifest.parent)
+
+
+def save_policy(
+    folder: Path,
+    backbone: Backbone,
+    sids: pa.Table,
+    *,
+    codebook_size: int,
+    max_history: int,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+) -> Manifest:
+    """Write a policy bundle; low-rank adapters are merged into the weights first."""
+    model: Any = backbone.model
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+
+    def write(staging: Path) -> None:
+        model.save_pretrained(staging / MODEL)
+        backbone.tokenizer.save_pretrained(staging / MODEL)
+        write_table("sids", sids, staging / SIDS)
+
+    extra = {"codebook_size": codebook_size, "levels": len(backbone.sid_tokens), "max_history": max_history}
+    parent = tokenizer_version_of(sids)
+    return bundle.save(folder, KIND, write, config=config, metrics=metrics, parent=parent, extra=extra)
+
+
+def load_policy(folder: Path, sids: Path | None = None, *, verify: bool = True) -> Policy:
+    """Load a policy bundle, with its own SIDs or with a newer table of the same tokenizer.
+
+    Raises:
+        BundleError: a damaged bundle, or `sids` of another tokenizer.
+    """
+    manifest = bundle.load_manifest(folder, KIND, verify=verify)
+    table = read_table("sids", sids if sids is not None else folder / SIDS)
+    found = tokenizer_version_of(table)
+    if found != manifest.parent:
+        raise BundleError(
+            f"policy {manifest.version} was trained on SIDs of tokenizer {manifest.parent}, the index is of tokenizer "
+            f"{found}; use the SIDs that belong to it or train a policy on the new ones."
+        )
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder / MODEL, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder / MODEL, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"the model in {folder} cannot be loaded ({reason}); train again.") from None
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()
+    extra = manifest.extra
+    backbone = wrap(model, tokenizer, extra["levels"], extra["codebook_size"])
+    return Policy(manifest, backbone, table, extra["codebook_size"], extra["max_history"])
+
+
+def tokenizer_version_of(sids: pa.Table) -> str:
+    """The one tokenizer version in a SIDs table.
+
+    Raises:
+        BundleError: none, or several.
+    """
+    versions = sids["tokenizer_version"].unique().to_pylist()
+    if len(versions) != 1:
+        raise BundleError(
+            f"a SIDs table must come from one tokenizer, this one has {len(versions)} "
+            f"({', '.join(map(str, versions))}); write it again from one tokenizer bundle."
+        )
+    return str(versions[0])

@@ -1,0 +1,126 @@
+"""The training stage: from SIDs and histories to a policy bundle."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from tessera import bundle as bundles
+from tessera.config import EvaluationSettings, PolicySettings, to_json
+from tessera.decoding.recommender import Recommender
+from tessera.errors import BundleError
+from tessera.evaluation.data import Split, read_split
+from tessera.evaluation.metrics import ranking_metrics, ranks
+from tessera.files import sha256_file, sha256_of
+from tessera.policy import backbone as backbones
+from tessera.policy import sft
+from tessera.policy.bundle import KIND, save_policy, tokenizer_version_of
+from tessera.schema import read_table
+
+K = 20
+
+
+def run(
+    items: Path,
+    splits: Path,
+    sids: Path,
+    tokenizer: Path,
+    bundle: Path,
+    settings: PolicySettings,
+    evaluation: EvaluationSettings,
+    seed: int,
+    work: Path,
+) -> dict[str, Any]:
+    """Train a policy and write its bundle; a killed run goes on from its last checkpoint in `work`.
+
+    Returns:
+        metrics: the best epoch, its validation numbers on the sampled users, the curve, and seconds.
+
+    Raises:
+        BundleError: `sids` are not of the tokenizer bundle.
+    """
+    started = time.monotonic()
+    fingerprint = _fingerprint([items, splits, sids, tokenizer / bundles.MANIFEST], settings, evaluation, seed)
+    if (finished := _finished(bundle, fingerprint)) is not None:
+        return finished
+    manifest = bundles.load_manifest(tokenizer, "tokenizer")
+    table = read_table("sids", sids)
+    if tokenizer_version_of(table) != manifest.version:
+        raise BundleError(
+            f"{sids} was written by tokenizer {tokenizer_version_of(table)}, but {tokenizer} is {manifest.version}; "
+            "use the SIDs and the bundle of one fit."
+        )
+    codebook_size = int(manifest.config["codebook_size"])
+    levels = len(table["codes"][0].as_py())
+    backbone = backbones.build(settings, _texts(read_table("items", items)), levels, codebook_size, seed)
+    nn.Module.to(backbone.model, "cuda" if torch.cuda.is_available() else "cpu")
+    recommender = Recommender(backbone, table, codebook_size, settings.max_history)
+    split = read_split(splits, recommender.item_ids)
+    progress = sft.train(
+        backbone,
+        [history for history in split.train if len(history)],
+        recommender.codes,
+        _validator(recommender, split, settings, evaluation, seed),
+        settings,
+        seed,
+        work,
+        fingerprint,
+    )
+    metrics = {
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "curve": progress.curve,
+        "parameters": sum(p.numel() for p in backbone.model.parameters()),
+        "fingerprint": fingerprint,
+    }
+    save_policy(
+        bundle,
+        backbone,
+        table,
+        codebook_size=codebook_size,
+        max_history=settings.max_history,
+        config=dataclasses.asdict(settings) | {"seed": seed},
+        metrics=metrics,
+    )
+    return metrics | {"seconds": time.monotonic() - started}
+
+
+def _validator(
+    recommender: Recommender, split: Split, settings: PolicySettings, evaluation: EvaluationSettings, seed: int
+) -> Callable[[], dict[str, float]]:
+    histories, targets = split.validation_cases()
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(targets))[: settings.validation_users])
+    histories, targets = [histories[i] for i in chosen], targets[chosen]
+    k = min(K, len(recommender.item_ids))
+
+    def validate() -> dict[str, float]:
+        rows = recommender.rank_all(histories, k, k, evaluation.batch_size)
+        return ranking_metrics(ranks(rows, targets), (5, 10))
+
+    return validate
+
+
+def _texts(items: pa.Table) -> list[str]:
+    columns = items["title"].to_pylist(), items["description"].to_pylist()
+    return [f"{title}. {text}" for title, text in zip(*columns, strict=True)]
+
+
+def _fingerprint(files: list[Path], settings: PolicySettings, evaluation: EvaluationSettings, seed: int) -> str:
+    return sha256_of(*map(sha256_file, files), to_json(settings), to_json(evaluation), str(seed))
+
+
+def _finished(bundle: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Metrics of a bundle that an earlier run made from the same inputs."""
+    try:
+        manifest = bundles.load_manifest(bundle, KIND)
+    except BundleError:
+        return None
+    metrics: dict[str, Any] = json.loads(json.dumps(manifest.metrics))
+    return metrics | {"seconds": 0.0} if metrics.get("fingerprint") == fingerprint else None

@@ -1,0 +1,204 @@
+"""Supervised fine-tuning on next-SID prediction.
+
+Every item of every training history is a target: the loss is the mean over target positions of
+-log p(c_l | history, c_<l), the softmax over the K codes of the target's level, which is also how the decoder scores
+(tessera.decoding.search).
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from tessera.config import PolicySettings
+from tessera.files import read_json, replacing, write_json
+from tessera.policy.backbone import Backbone, add_dropout
+from tessera.policy.data import IGNORE, Packed, pack, windows
+
+log = logging.getLogger(__name__)
+STATE, WEIGHTS, BEST, MOMENTS = "state.json", "weights.safetensors", "best.safetensors", "moments.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where training stands; written with every checkpoint."""
+
+    fingerprint: str
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def sid_loss(backbone: Backbone, batch: Packed, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over the batch's target positions, each over its own level's codes."""
+    model = backbone.model
+    same = batch.segments[:, :, None] == batch.segments[:, None, :]
+    visible = same & torch.ones_like(same[0]).tril()
+    dtype = model.get_output_embeddings().weight.dtype
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    mask = mask.masked_fill(~visible, torch.finfo(dtype).min).unsqueeze(1)
+    hidden = model.get_decoder()(
+        input_ids=batch.tokens, position_ids=batch.positions, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    head = model.get_output_embeddings().weight
+    wanted = batch.targets != IGNORE
+    total = hidden.new_zeros(())
+    for level, tokens in enumerate(backbone.sid_tokens):
+        here = wanted & (batch.levels == level)
+        logits = hidden[here] @ head[tokens].to(hidden.dtype).T
+        total = total + F.cross_entropy(
+            logits.float(), batch.targets[here], reduction="sum", label_smoothing=label_smoothing
+        )
+    return total / wanted.sum()
+
+
+def train(
+    backbone: Backbone,
+    histories: Sequence[np.ndarray],
+    codes: np.ndarray,
+    validate: Callable[[], dict[str, float]],
+    settings: PolicySettings,
+    seed: int,
+    work: Path,
+    fingerprint: str,
+) -> Progress:
+    """Train until the epochs are used up or NDCG@10 stops rising; leaves the best weights in the model.
+
+    Args:
+        histories: item numbers in time order, one array a user.
+        codes: [items, levels] SID of each item number.
+        validate: measures the model as it is; its "ndcg@10" decides which weights are kept.
+        work: folder of the checkpoints. A killed run that is started again with the same `fingerprint` goes on from
+            the last one and ends with the same weights, because each epoch draws from a generator of its own.
+    """
+    model, device = backbone.model, backbone.model.device
+    if settings.backbone == "tiny":
+        add_dropout(model, settings.dropout)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    progress = _resume(work, fingerprint, trained, optimizer)
+    cut = windows(histories, settings.max_history + 1)
+    row_length = (settings.max_history + 1) * codes.shape[1] + 1
+    sid_tokens = backbone.sid_tokens.numpy()
+    rows_a_step = max(1, settings.batch_tokens // row_length)
+    bar = tqdm(total=settings.epochs, initial=progress.epoch, desc="train policy", unit="epoch")
+    while progress.epoch < settings.epochs and not _stale(progress, settings):
+        torch.manual_seed(seed * 100_003 + progress.epoch)
+        order = np.random.default_rng([seed, progress.epoch]).permutation(len(cut))
+        packed = pack([cut[i] for i in order], codes, sid_tokens, backbone.bos, row_length)
+        loss = _epoch(backbone, packed, optimizer, settings, progress.epoch, rows_a_step)
+        progress.epoch += 1
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", best=f"{max(progress.best, 0):.4f}")
+        if progress.epoch % settings.validate_every and progress.epoch < settings.epochs:
+            continue
+        model.eval()
+        measured = validate()
+        progress.curve.append({"epoch": progress.epoch, "train_loss": loss, **measured})
+        if measured["ndcg@10"] > progress.best:
+            progress.best, progress.best_epoch = measured["ndcg@10"], progress.epoch
+            _save_tensors(work / BEST, {name: p.detach() for name, p in trained.items()})
+        _checkpoint(work, progress, trained, optimizer)
+    bar.close()
+    if (work / BEST).exists():
+        _load_weights(trained, load_file(work / BEST))
+    model.eval()
+    log.info("policy trained: epoch %d of %d was best, on %s", progress.best_epoch, progress.epoch, device)
+    return progress
+
+
+def _stale(progress: Progress, settings: PolicySettings) -> bool:
+    return progress.epoch - progress.best_epoch >= settings.patience * settings.validate_every and progress.best >= 0
+
+
+def _epoch(
+    backbone: Backbone,
+    packed: Packed,
+    optimizer: torch.optim.Optimizer,
+    settings: PolicySettings,
+    epoch: int,
+    rows: int,
+) -> float:
+    model, device = backbone.model, backbone.model.device
+    model.train()
+    steps = -(-len(packed.tokens) // rows)
+    mixed = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    losses = []
+    for step in range(steps):
+        chosen = slice(step * rows, (step + 1) * rows)
+        batch = Packed(*(getattr(packed, name)[chosen].to(device) for name in Packed.__dataclass_fields__))
+        rate = settings.learning_rate * _schedule(epoch + step / steps, settings.epochs)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with mixed:
+            loss = sid_loss(backbone, batch, settings.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+def _schedule(epoch: float, epochs: int) -> float:
+    """Linear warm-up over the first 4% of the epochs, then a half cosine down to 5%."""
+    done = epoch / epochs
+    if done < 0.04:
+        return (done + 1e-3) / 0.041
+    return 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (done - 0.04) / 0.96)))
+
+
+def _checkpoint(
+    work: Path, progress: Progress, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    state = optimizer.state
+    moments = {f"{key}.{n}": state[p][key] for n, p in trained.items() for key in ("exp_avg", "exp_avg_sq", "step")}
+    _save_tensors(work / f"{progress.epoch}.{WEIGHTS}", {name: p.detach() for name, p in trained.items()})
+    _save_tensors(work / f"{progress.epoch}.{MOMENTS}", moments)
+    write_json(work / STATE, progress.__dict__)  # last: it names the checkpoint that counts
+    for old in [*work.glob(f"*.{WEIGHTS}"), *work.glob(f"*.{MOMENTS}")]:
+        if not old.name.startswith(f"{progress.epoch}."):
+            old.unlink()
+
+
+def _resume(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / STATE).exists() or read_json(work / STATE)["fingerprint"] != fingerprint:
+        for old in work.iterdir():
+            old.unlink()
+        return Progress(fingerprint)
+    progress = Progress(**read_json(work / STATE))
+    _load_weights(trained, load_file(work / f"{progress.epoch}.{WEIGHTS}"))
+    moments = load_file(work / f"{progress.epoch}.{MOMENTS}")
+    for name, parameter in trained.items():
+        optimizer.state[parameter] = {key: moments[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
+    log.info("resuming policy training after epoch %d: %s", progress.epoch, json.dumps(progress.curve[-1]))
+    return progress
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
+
+
+def _load_weights(trained: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
