@@ -40,7 +40,7 @@ def read_inputs(table: pa.Table, *, use_images: bool = True, origin: str = "the 
         shown = ", ".join(map(repr, repeated[:3]))
         raise InputError(f"{origin} has item_id {shown} more than once; keep one row an item.")
     text = _matrix(table["text"], ids, "text", origin)
-    has_image = np.asarray(table["image"].is_valid()) if use_images else np.zeros(len(ids), dtype=bool)
+    has_image = np.array(table["image"].is_valid()) if use_images else np.zeros(len(ids), dtype=bool)
     image = np.zeros((len(ids), 0), np.float32)
     if has_image.any():
         pictured = [item for item, has in zip(ids, has_image, strict=True) if has]
@@ -61,7 +61,7 @@ def _matrix(column: pa.ChunkedArray, ids: list[str], name: str, origin: str) -> 
     flat = pc.list_flatten(column)
     if flat.null_count:
         raise InputError(f"{origin}: a {name} vector has a null component; embed the items again.")
-    matrix = np.array(flat, dtype=np.float32).reshape(len(ids), -1)
+    matrix = np.asarray(flat).reshape(len(ids), -1).copy()  # arrow's own memory is read-only
     bad = np.flatnonzero(~np.isfinite(matrix).all(1))
     if len(bad):
         raise InputError(

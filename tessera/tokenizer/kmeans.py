@@ -1,5 +1,7 @@
 """K-means and its residual form in plain torch: RQ-KMeans itself, and the initialisation of RQ-VAE's codebooks."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,18 +36,21 @@ def kmeans(x: Tensor, size: int, generator: torch.Generator, iterations: int = 2
 
 
 def _plus_plus(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Each next centre is a row drawn with probability proportional to its squared distance to the centres so far."""
-    draws = torch.rand(size, generator=generator, dtype=torch.float64).to(x.device)
-    centres = x[(draws[0] * len(x)).long().clamp_max(len(x) - 1)].repeat(size, 1)
-    nearest = (x - centres[0]).square().sum(1).double()
-    negligible = 1e-12 * float(nearest.sum())
+    """Each next centre is a row drawn with probability proportional to its squared distance to the centres so far.
+
+    The greedy form: of several rows drawn, the one that lowers the sum of squared distances most.
+    """
+    draws = torch.rand(size, 2 + int(math.log(size)), generator=generator, dtype=torch.float64).to(x.device)
+    centres = x[(draws[0, 0] * len(x)).long()].repeat(size, 1)
+    nearest = squared_distances(x, centres[:1]).squeeze(1).double()
     for k in range(1, size):
         total = nearest.cumsum(0)
-        if float(total[-1]) <= negligible:
+        if total[-1] <= 0:
             break
-        chosen = torch.searchsorted(total, draws[k] * total[-1], right=True).clamp_max(len(x) - 1)
-        centres[k] = x[chosen]
-        nearest = torch.minimum(nearest, (x - centres[k]).square().sum(1).double())
+        drawn = torch.searchsorted(total, draws[k] * total[-1], right=True).clamp_max(len(x) - 1)
+        left = torch.minimum(nearest[:, None], squared_distances(x, x[drawn]).double())
+        best = left.sum(0).argmin()
+        centres[k], nearest = x[drawn[best]], left[:, best]
     return centres
 
 

@@ -14,12 +14,15 @@ from tqdm import tqdm
 
 from tessera.config import TokenizerSettings
 from tessera.files import replacing
+from tessera.tokenizer.kmeans import squared_distances
 from tessera.tokenizer.rqvae import RQVAE
 
 CHECKPOINT = "checkpoint.safetensors"
 # Shares of the epochs: the autoencoder alone first, so that k-means sees latents that mean something; codes that no
 # item used in an epoch are re-seeded until the last stretch, in which every code settles and the rate decays to 0.
 WARMUP, SETTLE = 0.1, 0.3
+# A small catalogue is cut into this many batches an epoch at least, or it would see too few steps.
+LEAST_STEPS = 8
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +71,7 @@ class Training:
         usage = torch.zeros(levels, size, device=x.device)
         terms = torch.zeros(4, device=x.device, dtype=torch.float64)
         order = torch.randperm(len(x), generator=self.generator).to(x.device)
-        batches = order.split(self.settings.batch_size)
+        batches = order.split(min(self.settings.batch_size, -(-len(x) // LEAST_STEPS)))
         for step, rows in enumerate(batches):
             self._set_rate(self.epoch + step / len(batches))
             losses = self.model.losses(x[rows], has_image[rows], quantized=quantized)
@@ -104,7 +107,7 @@ class Training:
         for level, book in enumerate(self.model.codebooks):
             dead = (usage[level] == 0).nonzero().squeeze(1)
             drawn = torch.randint(len(x), (len(dead),), generator=self.generator).to(x.device)
-            chosen = book[torch.cdist(residual, book).argmin(1)]
+            chosen = book[squared_distances(residual, book).argmin(1)]
             book[dead] = residual[drawn]
             for name in ("exp_avg", "exp_avg_sq"):
                 moments[name][level, dead] = 0.0
