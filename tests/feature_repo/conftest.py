@@ -50,7 +50,10 @@ def write_run(
             PROVENANCE | {"item_id": i, "status": "ok", "labels": [1, 0], "score": 0.5} for i in sids if i != "b2"
         ],
         "sids": [
-            {"item_id": i, "sid": s, "codes": list(map(int, s.split("_"))), "moved": False} | {"tokenizer_version": version}
+            {
+                "item_id": i, "sid": s, "codes": [int(code) for code in s.split("_")], "moved": False,
+                "tokenizer_version": version,
+            }
             for i, s in sids.items()
         ],
         "splits": [{"user_id": u, "train": h[:-2], "validation": h[-2], "test": h[-1]} for u, h in histories.items()],
