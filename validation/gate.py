@@ -6,8 +6,10 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from tessera.errors import GateError, InputError
 from validation import frames as framing
@@ -19,6 +21,7 @@ os.environ["GX_ANALYTICS_ENABLED"] = "false"
 import great_expectations as gx
 from great_expectations.checkpoint import Checkpoint, UpdateDataDocsAction
 from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult, ExpectationValidationResult
+from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.core.validation_definition import ValidationDefinition
 from great_expectations.data_context import EphemeralDataContext
 from great_expectations.data_context.types.base import (
@@ -32,6 +35,7 @@ from validation.suites import TABLES, Checks, Suite, build, schema
 log = logging.getLogger(__name__)
 
 EXAMPLES = 5
+INDEX = Path("site", "index.html")
 # All unexpected rows (GX stops at 200), named by the frames' column `row`.
 RESULT_FORMAT = {
     "result_format": "COMPLETE",
@@ -78,21 +82,21 @@ def run(
         data = framing.prepare(data)
     docs = Path(docs).resolve()
     with _alone(docs):
-        index, results = _checkpoint(suite, checks, data, docs)
+        results, pages = _checkpoint(suite, checks, data, docs)
     outcomes = [_outcome(table, result) for table, validation in results.items() for result in validation.results]
     failed = [outcome for outcome in outcomes if not outcome["success"]]
     critical = [outcome for outcome in failed if outcome["severity"] == "critical"]
     if critical:
-        raise GateError(_refusal(suite, critical, len(outcomes), index))
+        raise GateError(_refusal(suite, critical, len(outcomes), pages))
     for outcome in failed:
         log.warning("%s gate, not blocking: %s", suite, _line(outcome))
-    return {"success": True, "suite": suite, "expectations": outcomes, "data_docs": str(index)}
+    return {"success": True, "suite": suite, "expectations": outcomes, "data_docs": str(docs / INDEX)}
 
 
 def _checkpoint(
     suite: str, checks: dict[str, Checks], data: framing.Frames, docs: Path
-) -> tuple[Path, dict[str, ExpectationSuiteValidationResult]]:
-    """Validate one batch a table; the results come back by table, after the Data Docs are up to date."""
+) -> tuple[dict[str, ExpectationSuiteValidationResult], dict[str, Path]]:
+    """Validate one batch a table, then bring the Data Docs up to date; results and their pages come back by table."""
     context = _context(docs)
     source = context.data_sources.add_pandas("tessera")
     definitions = []
@@ -104,7 +108,8 @@ def _checkpoint(
         expected = context.suites.add(ExpectationSuite(name=name, expectations=expectations))
         definition = ValidationDefinition(name=name, data=batch, suite=expected)
         definitions.append(context.validation_definitions.add(definition))
-    results = {}
+    results, pages = {}, {}
+    this_run = RunIdentifier(run_name=suite, run_time=datetime.now(timezone.utc))
     for table, definition in zip(checks, definitions, strict=True):
         checkpoint = context.checkpoints.add(
             Checkpoint(
@@ -113,9 +118,10 @@ def _checkpoint(
                 result_format=RESULT_FORMAT,
             )
         )
-        outcome = checkpoint.run(batch_parameters={"dataframe": data[table]})
-        results[table] = next(iter(outcome.run_results.values()))
-    return docs / "site" / "index.html", results
+        outcome = checkpoint.run(batch_parameters={"dataframe": data[table]}, run_id=this_run)
+        [(key, results[table])] = outcome.run_results.items()
+        pages[table] = docs.joinpath("site", "validations", *key.to_tuple()).with_suffix(".html")
+    return results, pages
 
 
 def _context(docs: Path) -> EphemeralDataContext:
@@ -129,11 +135,14 @@ def _context(docs: Path) -> EphemeralDataContext:
             "class_name": "SiteBuilder",
             "show_how_to_buttons": False,
             "store_backend": _files(docs / "site"),
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "validation_results_limit": 200},
         }
     }
     config = DataContextConfig(
-        store_backend_defaults=defaults, analytics_enabled=False, progress_bars=ProgressBarsConfig(globally=False)
+        store_backend_defaults=defaults,
+        analytics_enabled=False,
+        data_context_id=UUID(int=0),  # pages carry it: one that identifies nobody
+        progress_bars=ProgressBarsConfig(globally=False),
     )
     return gx.get_context(project_config=config, mode="ephemeral")
 
@@ -207,9 +216,11 @@ def _line(outcome: dict[str, Any]) -> str:
     return f"{outcome['expectation']} ({where}): {outcome['observed']}" + (f"; rows {shown}" if shown else "")
 
 
-def _refusal(suite: str, critical: list[dict[str, Any]], total: int, index: Path) -> str:
+def _refusal(suite: str, critical: list[dict[str, Any]], total: int, pages: dict[str, Path]) -> str:
     lines = "\n".join(f"- {_line(outcome)}" for outcome in critical)
+    failed = [str(page) for table, page in pages.items() if any(outcome["table"] == table for outcome in critical)]
     return (
         f"the {suite} gate refused the data, {len(critical)} of {total} checks failed:\n{lines}\n"
-        f"See {index}; correct these rows and run again, or change a threshold in validation/thresholds.py."
+        f"See the Data Docs, {' and '.join(failed)}; correct these rows and run again, or change a threshold in "
+        "validation/thresholds.py."
     )

@@ -7,7 +7,7 @@ from validation.expectations.base import content_words, describe
 from validation.expectations.captions import is_boilerplate, is_loop, is_refusal
 from validation.expectations.catalogue import leaves_last_out
 from validation.expectations.intents import grounded_share, is_text, is_vague, is_well_formed
-from validation.expectations.quality import known_score
+from validation.expectations.quality import expected_score
 from validation.expectations.sids import utilisation
 
 
@@ -78,10 +78,10 @@ def test_grounding_counts_descriptors_with_an_own_word() -> None:
 
 def test_item_score_is_the_confidence_weighted_mean() -> None:
     # (0.9*1 + 0.6*1 + 0.5*0) / 2.0
-    assert known_score([1, 1, 0], [0.9, 0.6, 0.5]) == pytest.approx(0.75)
-    assert known_score([1, 0, 0, 0], [None] * 4) == 0.25
-    assert known_score([1, 0], [None, 0.5]) is None
-    assert known_score([1], [0.0]) is None
+    assert expected_score([1, 1, 0], [{"confidence": c} for c in (0.9, 0.6, 0.5)]) == pytest.approx(0.75)
+    assert expected_score([1, 0, 0, 0], [{"confidence": None}] * 4) == 0.25
+    assert expected_score([1, 0], [{"confidence": 0.5}]) is None
+    assert expected_score([], []) is None
 
 
 def test_utilisation_is_relative_to_what_the_items_can_use() -> None:

@@ -18,20 +18,15 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     multicolumn_condition_partial,
 )
 
+from tessera.enrichment.scoring import quality_score
 from validation.expectations.base import ManyExpectation, PairExpectation
 
 
-def known_score(labels: Sequence[int], confidences: Sequence[float | None]) -> float | None:
-    """The confidence-weighted mean of the labels, sum(c_i y_i) / sum(c_i), or their plain mean without confidences.
-
-    None where only some confidences are missing: how those are filled is the labeller's business.
-    """
-    missing = sum(confidence is None for confidence in confidences)
-    if not len(labels) or len(labels) != len(confidences) or 0 < missing < len(labels):
+def expected_score(labels: Sequence[int], descriptors: Sequence[dict[str, Any]]) -> float | None:
+    """The score that the labels give; None where labels and descriptors do not fit, another check's finding."""
+    if not len(labels) or len(labels) != len(descriptors):
         return None
-    weights = np.ones(len(labels)) if missing else np.asarray(confidences, dtype=float)
-    total = float(weights.sum())
-    return float(weights @ np.asarray(labels, dtype=float)) / total if total else None
+    return quality_score(list(labels), [part["confidence"] for part in descriptors])
 
 
 class _LabelsFit(ColumnPairMapMetricProvider):
@@ -59,8 +54,7 @@ class _ScoreIsMean(MulticolumnMapMetricProvider):
     @multicolumn_condition_partial(engine=PandasExecutionEngine)
     def _pandas(cls, column_list: pd.DataFrame, tolerance: float, **_: Any) -> pd.Series:
         score, labels, descriptors = (column_list[name] for name in column_list.columns)
-        confidences = ([part["confidence"] for part in parts] for parts in descriptors)
-        expected = [known_score(y, c) for y, c in zip(labels, confidences, strict=True)]
+        expected = [expected_score(*row) for row in zip(labels, descriptors, strict=True)]
         gap = (score - pd.Series(expected, index=score.index, dtype=float)).abs()
         return ~(gap > tolerance)
 
