@@ -19,7 +19,7 @@ from tessera.files import write_text
 
 MODEL = "tessera"
 KEEP = 3
-"""Releases that stay in the repository; the newest serves, the others are there to look at."""
+"""Releases that `prune` leaves; the newest serves, the others are there to look at."""
 
 _MODEL_PY = '''"""Written by Tessera with each release; the code is in serving/triton_model.py."""
 
@@ -79,7 +79,7 @@ def export(
     Args:
         release: its number; by default the one after the newest. It must be the highest, because the highest serves.
         feature_server: base URL of Feast's feature server, as Triton reaches it; empty: no answers by user id.
-        threads: torch threads of the served model; 0 means up to four of the machine's cores.
+        threads: torch threads of the served model; 0 means OMP_NUM_THREADS, else up to four cores.
         max_batch: most requests decoded together.
         queue_delay_us: microseconds that a request may wait for others to share its decode.
 
@@ -100,8 +100,6 @@ def export(
     folder = model / str(release or newest + 1)
     _place(Path(policy_bundle), manifest, folder)
     write_text(model / "config.pbtxt", config)
-    for old in existing[: 1 - KEEP]:
-        shutil.rmtree(model / str(old), ignore_errors=True)
     return folder
 
 
@@ -132,6 +130,12 @@ def withdraw(repository: str | Path, release: int) -> None:
         hidden = Path(tempfile.mkdtemp(prefix=".withdrawn-", dir=folder.parent))
         folder.rename(hidden / folder.name)  # one step: a loader sees the whole release or none of it
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def prune(repository: str | Path) -> None:
+    """Remove all but the newest few releases."""
+    for old in releases(repository)[:-KEEP]:
+        withdraw(repository, old)
 
 
 def _version(release: Path) -> str | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from serving.model_repository import MODEL, export, newest, releases, withdraw
+from serving.model_repository import MODEL, export, newest, prune, releases, withdraw
 from serving.probe import answering_policy, post
 from serving.server import http_url_of, running
 from tessera.errors import ServiceError
@@ -27,17 +27,20 @@ def release(policy_bundle: str | Path, repository: str | Path, http_url: str | N
     state = running(repository) if http_url is None else None
     url = http_url or (http_url_of(state) if state else None)
     folder = export(policy_bundle, repository, **options)
-    if url is None:
-        return folder
+    if url is not None:
+        _load_or_withdraw(url, repository, int(folder.name), before)
+    prune(repository)
+    return folder
+
+
+def _load_or_withdraw(url: str, repository: str | Path, number: int, before: list[int]) -> None:
     try:
         reload(url, repository)
     except ServiceError as error:
-        number = int(folder.name)
-        if number in before:
+        if number in before or not before:  # there is nothing to go back to
             raise
         withdraw(repository, number)
         raise ServiceError(f"release {number} was withdrawn, the one before keeps serving: {error}") from None
-    return folder
 
 
 def reload(http_url: str, repository: str | Path) -> str:

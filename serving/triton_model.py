@@ -28,7 +28,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load and warm up; an error here makes Triton refuse the release and keep the one before."""
         parameters = _parameters(args["model_config"])
-        torch.set_num_threads(int(parameters["threads"]) or min(4, len(os.sched_getaffinity(0))))
+        if threads := int(parameters["threads"]) or _default_threads():
+            torch.set_num_threads(threads)
         folder = Path(args["model_repository"]) / args["model_version"] / "policy"
         recommender = Recommender.load(folder)
         # The first decodes pay for allocations and thread pools; readiness waits for them.
@@ -44,6 +45,11 @@ class TritonPythonModel:
 
 def _parameters(model_config: str) -> dict[str, str]:
     return {name: value["string_value"] for name, value in json.loads(model_config)["parameters"].items()}
+
+
+def _default_threads() -> int:
+    """Up to four of the cores this process may use: a beam is too small for more. OMP_NUM_THREADS has the last word."""
+    return 0 if "OMP_NUM_THREADS" in os.environ else min(4, len(os.sched_getaffinity(0)))
 
 
 def _inputs(request: Any) -> dict[str, np.ndarray]:

@@ -27,7 +27,6 @@ _KINDS: dict[str, type[TesseraClientError]] = {
 # A restarted server is found again within a second; gRPC's own pauses grow to two minutes.
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),

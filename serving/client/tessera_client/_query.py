@@ -83,6 +83,13 @@ def key(value: str, name: str) -> str:
     return value
 
 
+def seconds(timeout: float) -> float:
+    """The timeout itself, refused unless it is a number of seconds above 0."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+        raise InvalidRequest(f"timeout is {timeout!r}; give a number of seconds above 0.")
+    return float(timeout)
+
+
 def recommendations(outputs: Mapping[str, Sequence[Any]]) -> Recommendations:
     """Read the flat output tensors of an answer.
 

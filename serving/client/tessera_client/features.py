@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 from tessera_client._http import GATEWAY, answer_of, base_url, speaking
-from tessera_client._query import key
+from tessera_client._query import key, seconds
 from tessera_client.errors import InvalidRequest, NotFound, ServerError
 from tessera_client.results import Item, ItemFeatures, SemanticId, TopK, User
 
@@ -28,7 +28,7 @@ class Features:
     """
 
     def __init__(self, url: str, timeout: float = 5.0) -> None:
-        self._url, self._timeout = base_url(url, 6566), timeout
+        self._url, self._timeout = base_url(url, 6566), seconds(timeout)
         self._client = httpx.Client(base_url=self._url, timeout=timeout)
 
     def item(self, item_id: str) -> ItemFeatures:
@@ -71,7 +71,7 @@ class AsyncFeatures:
     """`Features` with asyncio; an asynchronous context manager."""
 
     def __init__(self, url: str, timeout: float = 5.0) -> None:
-        self._url, self._timeout = base_url(url, 6566), timeout
+        self._url, self._timeout = base_url(url, 6566), seconds(timeout)
         self._client = httpx.AsyncClient(base_url=self._url, timeout=timeout)
 
     async def item(self, item_id: str) -> ItemFeatures:

@@ -1,11 +1,12 @@
 """Ask Triton for recommendations."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
 from tessera_client._http import AsyncHttpTransport, HttpTransport
-from tessera_client._query import Query, query
+from tessera_client._query import Query, query, seconds
 from tessera_client.errors import InvalidRequest
 from tessera_client.features import AsyncFeatures, Features
 from tessera_client.results import Recommendations
@@ -29,7 +30,7 @@ class Recommender:
     def __init__(
         self, url: str, protocol: Protocol = "grpc", timeout: float = 5.0, features_url: str | None = None
     ) -> None:
-        self._timeout = _seconds(timeout)
+        self._timeout = seconds(timeout)
         self._features = Features(features_url, timeout) if features_url is not None else None
         self._transport = _transport(protocol, asynchronous=False)(url, timeout)
 
@@ -59,10 +60,10 @@ class Recommender:
             ServerUnavailable, DeadlineExceeded, ServerError: no answer.
         """
         request = query(history, user, k, exclude, allow, include_history)
-        seconds = self._timeout if timeout is None else _seconds(timeout)
+        deadline = self._timeout if timeout is None else seconds(timeout)
         if self._features is not None and request.user is not None:
             request = _with_history(request, self._features.user(request.user).history)
-        found: Recommendations = self._transport.infer(request, seconds)
+        found: Recommendations = self._transport.infer(request, deadline)
         return found
 
     def close(self) -> None:
@@ -86,7 +87,7 @@ class AsyncRecommender:
     def __init__(
         self, url: str, protocol: Protocol = "grpc", timeout: float = 5.0, features_url: str | None = None
     ) -> None:
-        self._timeout = _seconds(timeout)
+        self._timeout = seconds(timeout)
         self._features = AsyncFeatures(features_url, timeout) if features_url is not None else None
         # Connected on first use: a gRPC channel belongs to the event loop that runs when it is made.
         self._connect, self._url = _transport(protocol, asynchronous=True), url
@@ -105,12 +106,12 @@ class AsyncRecommender:
     ) -> Recommendations:
         """As `Recommender.recommend`."""
         request = query(history, user, k, exclude, allow, include_history)
-        seconds = self._timeout if timeout is None else _seconds(timeout)
+        deadline = self._timeout if timeout is None else seconds(timeout)
         if self._features is not None and request.user is not None:
             request = _with_history(request, (await self._features.user(request.user)).history)
         if self._transport is None:
             self._transport = self._connect(self._url, self._timeout)
-        found: Recommendations = await self._transport.infer(request, seconds)
+        found: Recommendations = await self._transport.infer(request, deadline)
         return found
 
     async def close(self) -> None:
@@ -139,11 +140,5 @@ def _transport(protocol: str, *, asynchronous: bool) -> Any:
     return AsyncGrpcTransport if asynchronous else GrpcTransport
 
 
-def _seconds(timeout: float) -> float:
-    if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
-        raise InvalidRequest(f"timeout is {timeout!r}; give a number of seconds above 0.")
-    return float(timeout)
-
-
 def _with_history(request: Query, history: tuple[str, ...]) -> Query:
-    return Query(history, None, request.k, request.exclude, request.allow, request.include_history)
+    return replace(request, history=history, user=None)

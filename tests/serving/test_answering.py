@@ -1,0 +1,148 @@
+"""Batches of requests to answers, with a real policy in this process."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.answering import MAX_LIST, Answerer, Refusal
+from tessera.decoding.recommender import Recommender
+from tessera.errors import ServiceError
+
+USERS = {"ann": ["103", "117", "104"]}
+
+
+def texts(*values: str) -> np.ndarray:
+    return np.array([[value.encode() for value in values]], dtype=object).reshape(1, len(values))
+
+
+def number(value: int) -> np.ndarray:
+    return np.array([[value]], dtype=np.int32)
+
+
+def from_store(users: list[str]) -> list[list[str] | None]:
+    return [USERS.get(user) for user in users]
+
+
+class Counting(Recommender):
+    """Counts its decodes."""
+
+    calls = 0
+
+    def recommend(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return super().recommend(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def engine(policies: tuple[Path, Path]) -> Recommender:
+    return Counting.load(policies[0])
+
+
+@pytest.fixture(scope="module")
+def answerer(engine: Recommender) -> Answerer:
+    return Answerer(engine, from_store)
+
+
+def ids(answer: Any) -> list[list[str]]:
+    assert not isinstance(answer, Refusal), answer
+    return [[raw.decode() for raw in row if raw] for row in answer["item_ids"].tolist()]
+
+
+def test_a_batch_gives_each_request_what_the_policy_gives_it_alone(answerer: Answerer, engine: Recommender) -> None:
+    engine.calls = 0
+    requests = [
+        {"history": texts("103", "117"), "k": number(3)},
+        {"history_ids": np.array([[103, 117]])},
+        {"history": texts("150"), "k": number(20), "exclude": texts("101", "x"), "allow": texts("101", "102", "150")},
+        {"history": texts("150"), "allow": texts("150", "102"), "include_history": np.array([[True]])},
+        {"user_id": texts("ann"), "k": number(4)},
+    ]
+    answers = answerer.answer(requests)
+    assert engine.calls == 1
+    expected = [
+        engine.recommend([["103", "117"]], 3)[0],
+        engine.recommend([["103", "117"]], 10)[0],
+        engine.recommend([["150"]], 20, [["101"]], [["102"]])[0],
+        engine.recommend([["150"]], 10, None, [["150", "102"]], exclude_history=False)[0],
+        engine.recommend([USERS["ann"]], 4)[0],
+    ]
+    assert [ids(answer)[0] for answer in answers] == [[one.item_id for one in row] for row in expected]
+    assert [len(row) for row in expected] == [3, 10, 1, 2, 4]
+    for answer, row in zip(answers, expected, strict=True):
+        assert answer["sids"].tolist() == [[one.sid.encode() for one in row]]
+        np.testing.assert_allclose(answer["scores"], [[one.score for one in row]], rtol=1e-5)
+        assert answer["scores"].dtype == np.float32
+        assert answer["policy_version"].tolist() == [[engine.policy_version.encode()]]
+        assert answer["tokenizer_version"].tolist() == [[b"tok-1"]]
+
+
+def test_who_shares_the_batch_does_not_widen_the_search(answerer: Answerer) -> None:
+    small = {"history": texts("103", "117"), "k": number(5)}
+    alone = answerer.answer([small])[0]
+    together = answerer.answer([{"history": texts("110"), "k": number(60)}, small])
+    assert len(ids(together[0])[0]) == 59  # all but the history
+    assert ids(together[1]) == ids(alone)
+
+
+def test_rows_of_one_request_are_padded_to_the_longest(answerer: Answerer, engine: Recommender) -> None:
+    history = np.array([[b"103", b"117"], [b"150", b""]], dtype=object)
+    allow = np.array([[b"101", b"102", b"104"], [b"101", b"", b""]], dtype=object)
+    answer = answerer.answer([{"history": history, "allow": allow}])[0]
+    assert ids(answer) == [
+        [one.item_id for one in engine.recommend([["103", "117"]], 10, None, [["101", "102", "104"]])[0]],
+        ["101"],
+    ]
+    assert answer["item_ids"].shape == answer["scores"].shape == (2, 3)
+    assert answer["scores"][1, 1:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({}, "exactly one of history, history_ids and user_id, not none"),
+        ({"history": texts("103"), "user_id": texts("ann")}, "not history and user_id"),
+        ({"history": texts()}, "the history is empty"),
+        ({"history": texts("")}, "the history is empty"),
+        ({"history": texts("x", "y")}, "none of the history's 2 items is in the catalogue"),
+        ({"history": texts("103"), "k": number(0)}, "k is 0; ask for 1 to 60 items"),
+        ({"history": texts("103"), "k": number(61)}, "k is 61; ask for 1 to 60 items"),
+        ({"history": texts("103"), "allow": texts()}, "the allow list is empty"),
+        ({"history": texts("103"), "allow": texts("x")}, "no item of the allow list"),
+        ({"history": np.array([[b"\xff"]], dtype=object)}, "not UTF-8"),
+        ({"history": texts(*["103"] * (MAX_LIST + 1))}, f"send at most {MAX_LIST}"),
+        ({"history": np.array([[b"103"], [b"104"]], dtype=object), "k": number(3)}, "different numbers of rows (1, 2)"),
+        ({"user_id": texts("eve")}, "no history of user 'eve'"),
+        ({"user_id": texts("")}, "user_id is empty"),
+    ],
+)
+def test_a_bad_request_is_refused_in_its_place(request_: Any, message: str, answerer: Answerer) -> None:
+    good = {"history": texts("103"), "k": number(2)}
+    first, refused, last = answerer.answer([good, request_, good])
+    assert isinstance(refused, Refusal)
+    assert message in refused.message
+    assert refused.kind == ("missing" if "eve" in message else "invalid")
+    assert ids(first) == ids(last)
+    assert len(ids(first)[0]) == 2
+
+
+def test_users_of_a_batch_are_looked_up_once_and_a_dead_store_refuses_only_them(engine: Recommender) -> None:
+    asked: list[list[str]] = []
+
+    def dead(users: list[str]) -> list[list[str] | None]:
+        asked.append(users)
+        raise ServiceError("the feature server is not up.")
+
+    ann, bob = {"user_id": texts("ann")}, {"user_id": texts("bob")}
+    answers = Answerer(engine, dead).answer([ann, {"history": texts("103")}, bob, ann])
+    assert asked == [["ann", "bob"]]
+    assert [isinstance(answer, Refusal) for answer in answers] == [True, False, True, True]
+    assert answers[0] == Refusal("the feature server is not up.", "unavailable")
+
+
+def test_an_empty_batch_and_a_batch_of_refusals_decode_nothing(answerer: Answerer, engine: Recommender) -> None:
+    engine.calls = 0
+    assert answerer.answer([]) == []
+    assert isinstance(answerer.answer([{}])[0], Refusal)
+    assert engine.calls == 0

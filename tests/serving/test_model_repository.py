@@ -1,0 +1,88 @@
+"""What an export leaves in the model repository, and what it leaves alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from serving.model_repository import MODEL, export, newest, prune, releases, withdraw
+from serving.release import release
+from tessera.bundle import load_manifest
+from tessera.errors import BundleError, InputError, ServiceError
+
+Pair = tuple[Path, Path]
+
+
+def test_a_release_is_complete_and_the_newest_serves(policies: Pair, tmp_path: Path) -> None:
+    first, second = (load_manifest(folder, "policy").version for folder in policies)
+    folder = export(policies[0], tmp_path, feature_server="http://features:6566", threads=2)
+    assert folder == tmp_path / MODEL / "1"
+    assert load_manifest(folder / "policy", "policy").version == first
+    assert "TritonPythonModel" in (folder / "model.py").read_text()
+    config = (tmp_path / MODEL / "config.pbtxt").read_text()
+    assert 'key: "feature_server" value { string_value: "http://features:6566" }' in config
+    assert 'key: "threads" value { string_value: "2" }' in config
+    assert export(policies[1], tmp_path) == tmp_path / MODEL / "2"
+    assert newest(tmp_path) == (2, load_manifest(policies[1], "policy"))
+    export(policies[0], tmp_path)  # rollback: the earlier policy under the next number
+    assert releases(tmp_path) == [1, 2, 3]
+    assert newest(tmp_path)[1].version == first != second
+    assert not [path for path in (tmp_path / MODEL).iterdir() if path.name.startswith(".")]
+
+
+def test_exporting_the_serving_policy_again_adds_no_release_but_renews_the_configuration(
+    policies: Pair, tmp_path: Path
+) -> None:
+    export(policies[0], tmp_path)
+    assert export(policies[0], tmp_path, feature_server="http://other:1") == tmp_path / MODEL / "1"
+    assert releases(tmp_path) == [1]
+    assert "http://other:1" in (tmp_path / MODEL / "config.pbtxt").read_text()
+
+
+def test_numbers_sort_as_numbers_and_a_given_one_must_be_the_highest(policies: Pair, tmp_path: Path) -> None:
+    export(policies[0], tmp_path, 9)
+    export(policies[1], tmp_path, 10)
+    assert newest(tmp_path)[0] == 10
+    for taken in (10, 3):
+        with pytest.raises(InputError, match=f"release {taken} cannot follow release 10"):
+            export(policies[0], tmp_path, taken)
+    assert releases(tmp_path) == [9, 10]
+
+
+def test_a_damaged_bundle_is_refused_and_the_repository_stays_as_it_was(policies: Pair, tmp_path: Path) -> None:
+    export(policies[0], tmp_path / "models")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").rglob("*")}
+    shutil.copytree(policies[1], tmp_path / "bad")
+    (tmp_path / "bad" / "sids.parquet").write_bytes(b"PAR1")
+    with pytest.raises(BundleError, match=r"sids.parquet does not match"):
+        export(tmp_path / "bad", tmp_path / "models")
+    manifest = json.loads((tmp_path / "bad" / "manifest.json").read_text())
+    (tmp_path / "bad" / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
+    with pytest.raises(BundleError, match="schema version 99"):
+        export(tmp_path / "bad", tmp_path / "models")
+    with pytest.raises(InputError, match="is not a URL"):
+        export(policies[1], tmp_path / "models", feature_server='http://x" }')
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "models").rglob("*")} == before
+
+
+def test_withdrawing_and_pruning(policies: Pair, tmp_path: Path) -> None:
+    for i in range(5):
+        export(policies[i % 2], tmp_path)
+    prune(tmp_path)
+    assert releases(tmp_path) == [3, 4, 5]
+    withdraw(tmp_path, 5)
+    withdraw(tmp_path, 5)
+    assert releases(tmp_path) == [3, 4]
+    for number in (3, 4):
+        withdraw(tmp_path, number)
+    with pytest.raises(ServiceError, match="promote a policy first"):
+        newest(tmp_path)
+    load_manifest(policies[0], "policy")  # the bundles themselves are untouched
+
+
+def test_a_release_waits_for_a_server_and_with_a_wrong_address_is_withdrawn(policies: Pair, tmp_path: Path) -> None:
+    release(policies[0], tmp_path / "models")
+    with pytest.raises(ServiceError, match=r"release 2 was withdrawn.*no Triton server answers"):
+        release(policies[1], tmp_path / "models", "http://127.0.0.1:9")
+    assert releases(tmp_path / "models") == [1]
