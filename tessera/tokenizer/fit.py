@@ -35,10 +35,11 @@ def run(
     bundle on the same machine with the same number of threads.
 
     Returns:
-        items, images, utilisation and perplexity (a list, one number a level) and reconstruction_cosine of the
-        quantizer, collision_rate_before and collision_rate_after, moved (share of items that collision resolution
-        moved), epochs and curve (a record an epoch: epoch, loss, reconstruction, codebook, commitment, utilisation;
-        empty for RQ-KMeans).
+        items, images, utilisation and perplexity (a list, one number a level) and reconstruction_cosine (between the
+        balanced, centred inputs and what `decode` rebuilds) of the quantizer, collision_rate_before and
+        collision_rate_after, moved (share of items that collision resolution moved), epochs and curve (a record an
+        epoch: epoch, loss, reconstruction, codebook, commitment, utilisation, which is 0 in the warm-up; empty for
+        RQ-KMeans).
 
     Raises:
         InputError: settings out of range, unusable embeddings, or more items than SIDs.
