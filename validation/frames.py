@@ -5,7 +5,9 @@ read without `tessera.schema.conform`, so that a wrong column or a null is a fin
 """
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,7 +59,8 @@ def prepare(frames: Frames) -> Frames:
     if "intents" in out:
         out["intents"] = out["intents"].assign(own_text=_own_text(out["intents"], items, frames.get("captions")))
     if "quality" in out:
-        out["quality"] = _beside(out["quality"], frames["intents"], ["descriptors"])
+        joined = _beside(out["quality"], frames["intents"], ["descriptors"])
+        out["quality"] = joined.assign(descriptors=joined["descriptors"].map(_as_list))
     return out
 
 
@@ -84,12 +87,24 @@ def _beside(frame: pd.DataFrame, other: pd.DataFrame, columns: list[str]) -> pd.
 def _own_text(frame: pd.DataFrame, items: pd.DataFrame, captions: pd.DataFrame | None) -> pd.Series:
     """Everything the item says of itself, and its caption: what a grounded descriptor takes its words from."""
     texts = items.set_index("item_id")
-    own = texts["title"] + " " + texts["description"] + " " + texts["brand"]
-    for column in ("categories", "attributes"):
-        own = own + " " + texts[column].map(" ".join)
+    own = texts["title"].map(_as_text)
+    for column in ("description", "brand", "categories", "attributes"):
+        own = own + " " + texts[column].map(_as_text)
     own = own[~own.index.duplicated()]
     text = frame["item_id"].map(own).fillna("")
     if captions is not None:
         seen = captions.drop_duplicates("item_id").set_index("item_id")["caption"]
-        text = text + " " + frame["item_id"].map(seen).fillna("")
+        text = text + " " + frame["item_id"].map(seen).map(_as_text)
     return text
+
+
+def _as_list(value: Any) -> Any:
+    """A list cell, empty where a join or a null left none."""
+    return value if isinstance(value, np.ndarray | list) else []
+
+
+def _as_text(value: Any) -> str:
+    """A text or list cell as text; a null or a list's null is empty, for the schema's own checks to name."""
+    if isinstance(value, np.ndarray | list):
+        return " ".join(filter(None, map(_as_text, value)))
+    return value if isinstance(value, str) else ""

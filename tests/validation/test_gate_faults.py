@@ -110,6 +110,17 @@ def test_enrichments_that_failed(gate: Gate, rows: Rows) -> None:
     }
 
 
+def test_enrichments_that_all_failed(gate: Gate, rows: Rows) -> None:
+    for row in rows["intents"]:
+        row |= {"status": "failed", "reason": "no answer", "surface": [], "motives": [], "descriptors": []}
+    for row in rows["quality"]:
+        row |= {"status": "failed", "reason": "no descriptors", "labels": [], "score": None}
+    assert refusals(gate, "intents", rows) == {
+        ("enrichment_to_have_succeeded", "intents.status"): ids(0, 1, 2, 3, 4),
+        ("enrichment_to_have_succeeded", "quality.status"): ids(0, 1, 2, 3, 4),
+    }
+
+
 def test_intents(gate: Gate, rows: Rows) -> None:
     intents, free = rows["intents"], [{"text": "weekend trips", "confidence": None}]
     intents[1]["surface"] = ["red", " "]
@@ -151,8 +162,11 @@ def test_quality(gate: Gate, rows: Rows) -> None:
     quality[3]["score"] = None
     quality[4]["score"] = 0.4  # (0.9 + 0.6) / 2.0 = 0.75
     quality[5]["score"] = 1.75
+    del rows["intents"][6]
+    rows["items"][7] |= {"brand": None, "categories": None, "attributes": ["red", None]}
     assert refusals(gate, "intents", rows) == {
-        ("labels_to_fit_descriptors", "quality.labels"): ids(1, 2),
+        ("item_to_have_one_row", "items.intents_rows"): ids(6),
+        ("labels_to_fit_descriptors", "quality.labels"): ids(1, 2, 6),
         ("column_values_to_not_be_null", "quality.score"): ids(3),
         ("column_values_to_be_between", "quality.score"): ids(5),
         ("score_to_be_weighted_mean", "quality.score, labels, descriptors"): ids(2, 4, 5),
