@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -50,7 +49,7 @@ def store_for(preferred: Path | None, otherwise: Path) -> Path:
 
 def file_name(item_id: str, url: str) -> str:
     """File name of an item's photo: the id, safe on any file system, with the URL's suffix."""
-    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+    suffix = PurePosixPath(re.split(r"[?#]", url)[0]).suffix.lower()
     return re.sub(r"[^A-Za-z0-9._-]", lambda m: f"%{ord(m[0]):x}", item_id) + (suffix if suffix in SUFFIXES else ".jpg")
 
 
@@ -114,8 +113,10 @@ def fetch(client: Any, url: str, target: Path) -> tuple[str, str]:
             time.sleep(_PAUSE_S * 2**attempt)
         try:
             reason, final = _transfer(client, url, partial)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            reason, final = f"{type(error).__name__} {error}".strip(), isinstance(error, httpx.InvalidURL)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
+            reason, final = f"the URL cannot be used ({error})", True
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            reason, final = f"{type(error).__name__} {error}".strip(), False
         if not reason:
             if is_photo(partial):
                 partial.replace(target)
@@ -138,7 +139,7 @@ def _transfer(client: Any, url: str, partial: Path) -> tuple[str, bool]:
         if response.status_code == 416:  # the part is not a beginning of what is there now
             partial.unlink(missing_ok=True)
             return "the part on disk does not fit", False
-        if response.status_code >= 400:
+        if response.status_code not in (200, 206):
             passing = response.status_code >= 500 or response.status_code in (408, 425, 429)
             return str(response.status_code), not passing
         answered = response.headers.get("content-range", "")

@@ -43,4 +43,4 @@ def in_order(interactions: pa.Table) -> pa.Table:
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else counts
     position = np.arange(len(user)) - np.repeat(starts, counts)
     ordered = interactions.take(order).append_column("position", pa.array(position, pa.int32()))
-    return ordered.select(SCHEMAS["interactions"].names)
+    return ordered.select(SCHEMAS["interactions"].names).cast(SCHEMAS["interactions"])

@@ -20,16 +20,18 @@ from tessera.schema import SCHEMAS
 def url(request: pytest.FixtureRequest) -> str:
     if request.param == "sqlite":
         return request.getfixturevalue("sqlite_url")
-    return fresh_database(request.getfixturevalue("postgres"))
+    return fresh_schema(request.getfixturevalue("postgres"))
 
 
-def fresh_database(server: str) -> str:
+def fresh_schema(server: str) -> str:
+    """URL of an empty schema of the server's database: as good as a database, and made in no time."""
     name = f"t{uuid.uuid4().hex[:12]}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine = create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {name}"))
     engine.dispose()
-    return make_url(server).set(database=name).render_as_string(hide_password=False)
+    url = make_url(server).update_query_dict({"options": f"-csearch_path={name}"})
+    return url.render_as_string(hide_password=False)
 
 
 @pytest.fixture
