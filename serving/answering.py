@@ -167,46 +167,41 @@ def _attempt(call: Callable[[], Any]) -> Any:
 
 
 def _parse(inputs: Mapping[str, np.ndarray]) -> list[Query]:
-    """Queries of one request; empty strings are padding of rows with several lengths and are dropped.
+    """Queries of one request, one a row.
 
     Raises:
-        InputError: no history and no user, several of them, inputs of different row counts, or text that is not UTF-8.
+        InputError: inputs of different row counts, not exactly one of history and user, or text that is not UTF-8.
     """
-    sources = [name for name in ("history", "history_ids", "user_id") if name in inputs]
-    if len(sources) != 1:
-        given = " and ".join(sources) if sources else "none"
-        raise InputError(f"send exactly one of history, history_ids and user_id, not {given}.")
     counts = {len(array) for array in inputs.values()}
-    if len(counts) != 1:
+    if len(counts) > 1:
         raise InputError(f"the inputs have different numbers of rows ({', '.join(map(str, sorted(counts)))}).")
-    return [_parse_row({name: array[row] for name, array in inputs.items()}) for row in range(counts.pop())]
+    rows = counts.pop() if counts else 1
+    return [_parse_row({name: array[row] for name, array in inputs.items()}) for row in range(rows)]
 
 
 def _parse_row(row: Mapping[str, np.ndarray]) -> Query:
-    user = None
-    if "user_id" in row:
-        (user,) = _texts(row["user_id"], "user_id") or [""]
-        if not user:
-            raise InputError("user_id is empty; send a user's id or a history.")
-    history = _texts(row.get("history"))
-    if "history_ids" in row:
-        history = [str(item) for item in row["history_ids"].tolist()]
-    if user is None and not history:
+    """Empty strings are padding, and an input of padding alone is as one that was not sent."""
+    history, users = _texts(row.get("history"), "history"), _texts(row.get("user_id"), "user_id")
+    numbers = [str(item) for item in row["history_ids"].tolist()] if "history_ids" in row else []
+    given = {"history": history, "history_ids": numbers, "user_id": users}
+    sources = [name for name, values in given.items() if values]
+    if not sources:
         raise InputError("the history is empty; send at least one item id, or a user_id.")
-    allow = _texts(row["allow"], "allow") if "allow" in row else None
-    if allow is not None and not allow:
+    if len(sources) > 1:
+        raise InputError(f"send exactly one of history, history_ids and user_id, not {' and '.join(sources)}.")
+    if "allow" in row and not row["allow"].size:
         raise InputError("the allow list is empty, so nothing may be recommended; leave it out to allow every item.")
     return Query(
-        history,
-        user,
+        history or numbers,
+        users[0] if users else None,
         int(row["k"][0]) if "k" in row else DEFAULT_K,
         _texts(row.get("exclude"), "exclude"),
-        allow,
+        _texts(row.get("allow"), "allow") or None,
         bool(row["include_history"][0]) if "include_history" in row else False,
     )
 
 
-def _texts(array: np.ndarray | None, name: str = "history") -> list[str]:
+def _texts(array: np.ndarray | None, name: str) -> list[str]:
     if array is None:
         return []
     if len(array) > MAX_LIST:

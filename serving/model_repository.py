@@ -34,7 +34,8 @@ name: "{model}"
 backend: "python"
 version_policy: {{ latest {{ num_versions: 1 }} }}
 
-# Every input is ragged and the batcher never concatenates: requests of any lengths share a batch and one decode.
+# Every input is ragged: requests of any lengths share a batch and one decode, if they send the same set of inputs
+# (an unused text input as one empty string).
 max_batch_size: {max_batch}
 dynamic_batching {{ max_queue_delay_microseconds: {queue_delay_us} }}
 

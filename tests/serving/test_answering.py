@@ -86,6 +86,12 @@ def test_who_shares_the_batch_does_not_widen_the_search(answerer: Answerer) -> N
     assert ids(together[1]) == ids(alone)
 
 
+def test_an_input_of_padding_alone_is_as_one_that_was_not_sent(answerer: Answerer) -> None:
+    padded = {name: texts("") for name in ("user_id", "exclude", "allow")} | {"include_history": np.array([[False]])}
+    one, other = answerer.answer([{"history": texts("103")}, {"history": texts("103", ""), **padded}])
+    assert ids(one) == ids(other)
+
+
 def test_rows_of_one_request_are_padded_to_the_longest(answerer: Answerer, engine: Recommender) -> None:
     history = np.array([[b"103", b"117"], [b"150", b""]], dtype=object)
     allow = np.array([[b"101", b"102", b"104"], [b"101", b"", b""]], dtype=object)
@@ -101,7 +107,7 @@ def test_rows_of_one_request_are_padded_to_the_longest(answerer: Answerer, engin
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({}, "exactly one of history, history_ids and user_id, not none"),
+        ({}, "the history is empty"),
         ({"history": texts("103"), "user_id": texts("ann")}, "not history and user_id"),
         ({"history": texts()}, "the history is empty"),
         ({"history": texts("")}, "the history is empty"),
@@ -114,7 +120,7 @@ def test_rows_of_one_request_are_padded_to_the_longest(answerer: Answerer, engin
         ({"history": texts(*["103"] * (MAX_LIST + 1))}, f"send at most {MAX_LIST}"),
         ({"history": np.array([[b"103"], [b"104"]], dtype=object), "k": number(3)}, "different numbers of rows (1, 2)"),
         ({"user_id": texts("eve")}, "no history of user 'eve'"),
-        ({"user_id": texts("")}, "user_id is empty"),
+        ({"user_id": texts("")}, "the history is empty"),
     ],
 )
 def test_a_bad_request_is_refused_in_its_place(request_: Any, message: str, answerer: Answerer) -> None:

@@ -23,19 +23,18 @@ class Query:
     include_history: bool
 
     def tensors(self) -> list[tuple[str, str, list[Any]]]:
-        """(name, Triton datatype, values) of each input that is sent; every shape is [1, len(values)]."""
-        tensors: list[tuple[str, str, list[Any]]] = [("k", "INT32", [self.k])]
-        if self.user is not None:
-            tensors.append(("user_id", "BYTES", [self.user]))
-        else:
-            tensors.append(("history", "BYTES", list(self.history)))
-        if self.exclude:
-            tensors.append(("exclude", "BYTES", list(self.exclude)))
-        if self.allow is not None:
-            tensors.append(("allow", "BYTES", list(self.allow)))
-        if self.include_history:
-            tensors.append(("include_history", "BOOL", [True]))
-        return tensors
+        """(name, Triton datatype, values) of each input; every shape is [1, len(values)].
+
+        All inputs are always sent, an absent one as [""]: Triton batches only requests with the same set of inputs.
+        """
+        return [
+            ("history", "BYTES", list(self.history) or [""]),
+            ("user_id", "BYTES", [self.user or ""]),
+            ("k", "INT32", [self.k]),
+            ("exclude", "BYTES", list(self.exclude) or [""]),
+            ("allow", "BYTES", list(self.allow or [""])),
+            ("include_history", "BOOL", [self.include_history]),
+        ]
 
 
 def query(
