@@ -38,7 +38,7 @@ class Training:
                 {"params": [p for n, p in model.named_parameters() if n != "codebooks"], "weight_decay": 1e-4},
                 {"params": [model.codebooks], "weight_decay": 0.0},
             ],
-            lr=settings.learning_rate,
+            lr=settings.learning_rate, fused=True,
         )
 
     @property
