@@ -20,7 +20,7 @@ MEASURES = tuple(f"{name}@{k}" for name in ("hr", "ndcg") for k in (1, 5, 10, 20
 def data(items: pa.Table, splits: pa.Table | None) -> dict[str, Any]:
     """Counts, photo states, and how purchases spread over users and items."""
     states = {row["values"]: row["counts"] for row in pc.value_counts(items["image_status"]).to_pylist()}
-    found: dict[str, Any] = {"items": items.num_rows, "photos": states, "plots": []}
+    found: dict[str, Any] = {"items": items.num_rows, "photos": states, "plots": [], "users": None}
     if splits is None or not splits.num_rows:
         return found
     bought = pa.concat_arrays([pc.list_flatten(splits["train"]).combine_chunks(), *(
@@ -50,7 +50,7 @@ def enrichment(items: pa.Table, album: Album, captions: pa.Table | None, intents
     cards = []
     for item_id in chosen:
         row = items.slice(pc.index(items["item_id"], item_id).as_py(), 1).to_pylist()[0]
-        made = {name: _row(table, item_id) for name, table in given.items()}
+        made = {name: _row(table, item_id) if table is not None else None for name, table in tables.items()}
         cards.append({"tile": album.tile(item_id), "item": row, **made, "descriptors": _descriptors(made)})
     return {"kinds": kinds, "cards": cards}
 
@@ -84,7 +84,8 @@ def semantic_ids(sids: pa.Table | None, items: pa.Table, album: Album, metrics: 
         )
     ]
     plot = figures.curves("Loss while fitting", metrics.get("curve", []), ("loss", "reconstruction"))
-    found: dict[str, Any] = {"levels": levels, "metrics": metrics, "plots": [plot] if plot else [], "groups": []}
+    found: dict[str, Any] = {"levels": levels, "metrics": metrics, "plots": [plot] if plot else []}
+    found |= {"pieces": [], "groups": []}
     if sids is None or not sids.num_rows:
         return found
     codes = np.stack(sids["codes"].combine_chunks().to_numpy(zero_copy_only=False)).astype(np.int64)
