@@ -84,7 +84,7 @@ def mosaic(codes: NDArray[np.int64], titles: Callable[[int], str]) -> list[Piece
             pieces += _cut(code, members, codes[:, 1], inner, titles)
         else:
             pieces.append(Piece(*inner, colour(code), _text(str(code), members, titles), ""))
-        if width > 26 and height > 18:
+        if width > 16 + 8 * len(str(code)) and height > 24:
             pieces.append(Piece(*inner, "none", _text(str(code), members, titles), str(code)))
     return pieces
 
