@@ -12,7 +12,7 @@ from tessera.enrichment.parsing import (
     parse_intents,
     parse_labels,
 )
-from tessera.enrichment.prompts import Kind, load_prompt
+from tessera.enrichment.prompts import Kind, Prompt, load_prompt
 from tessera.enrichment.providers.base import Failure, Item, LanguageModel, Message, ModelRequest
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class PromptedEnricher:
         """DCIM: surface attributes, motives, descriptors with confidence."""
         prompt, schema = load_prompt("intents"), intents_schema()
         requests = [ModelRequest((Message("user", prompt.fill(item=i.text())),), schema, max_tokens=500) for i in items]
-        return ask(self.llm, requests, [parse_intents] * len(items))
+        return ask(self.llm, requests, [lambda raw: _own(parse_intents(raw), prompt)] * len(items))
 
     def quality(self, items: Sequence[Item]) -> list[list[int] | Failure]:
         """QARM's binary labels."""
@@ -54,6 +54,14 @@ class PromptedEnricher:
             requests.append(ModelRequest((Message("user", text),), labels_schema(count), max_tokens=40 + 8 * count))
             parsers.append(lambda raw, count=count: parse_labels(raw, count))
         return ask(self.llm, requests, parsers)
+
+
+def _own(intents: Intents, prompt: Prompt) -> Intents:
+    """Refuse the prompt's example handed back as an answer, which small models like to do."""
+    example = prompt.text.casefold()
+    if all(f'"{descriptor.text.casefold()}"' in example for descriptor in intents.descriptors):
+        raise ParseError("the descriptors are those of the example, not of this product")
+    return intents
 
 
 def ask(

@@ -26,14 +26,13 @@ def write_captions(encoder: Lite0Encoder, items: Sequence[Item]) -> list[str]:
 
 def compose(look: Look, tag: str | None) -> str:
     """The caption of what was seen: product and colours, place, light, style, and the life that the place suggests."""
-    product = f"A {_list(look.colours)} product"
+    product = f"A {look.shape}{', patterned' if look.patterned else ''} product in {_list(look.colours)}"
     if tag:
         product += f" that looks like {_article(tag)}"
     scene = load_lexicon().scenes[look.scene] if look.scene else None
     place = scene.place if scene else f"on a plain {look.background} background"
     life = f"the setting suggests {scene.life}" if scene else "a catalogue picture without a setting"
-    sentence = f"{product}, shown {place}, in {_light(look)} light. {_style(look)} style; {life}."
-    return sentence.replace("A orange", "An orange").replace("A olive", "An olive")
+    return f"{product}, shown {place}, in {_light(look)} light. {_style(look)} style; {life}."
 
 
 def _tag(probabilities: NDArray[np.float32]) -> str | None:

@@ -12,24 +12,34 @@ from tessera.enrichment.providers.base import Item
 from tessera.enrichment.providers.embedded.lexicon import Lexicon, load_lexicon, scenes_in
 
 MOST, LEAST = 5, 3
-TOKENS = 64
+TOKENS = 48
+CAPTION_SHARE = 0.25
 # An entry of the photo's scene gains, one that belongs to other places loses; both in units of cosine.
-SCENE_GAIN, SCENE_LOSS = 0.14, 0.08
+SCENE_GAIN, SCENE_LOSS = 0.18, 0.10
 # Score at which a descriptor is as likely right as wrong, and the score that moves the odds by e.
 EVEN_SCORE, SCORE_SCALE = 0.30, 0.08
 # Descriptors within this of the best are kept; weaker ones only up to LEAST.
 WINDOW = 0.12
-_SIZE = re.compile(
-    r"\b(size \w+|\d+(?:\.\d+)?[ -]?(?:oz|ml|l|g|kg|lb|inch|in|cm|mm|ft|pack|pcs|pairs?|count|piece)s?|pack of \d+)\b",
-    re.IGNORECASE,
-)
+_UNIT = r"(?:fl\.? ?oz|(?:fluid[ -])?ounce|oz|ml|l|g|kg|lb|inch|in|cm|mm|ft|pack|pcs|pair|count|piece)s?"
+_SIZE = re.compile(rf"\b(size \w+|\d+(?:\.\d+)?[ -]?{_UNIT}|pack of \d+)\b", re.IGNORECASE)
 
 
 def match_text(item: Item) -> str:
-    """What is matched: title, narrowest categories, some attributes, the caption, the start of the description."""
+    """What is matched: title without sizes, narrowest categories, some attributes, the start of the description."""
     lists = [", ".join(item.categories[-3:]), ", ".join(item.attributes[-4:])]
-    parts = [item.title, *lists, item.caption or "", item.description[:160]]
+    parts = [_SIZE.sub("", item.title), *lists, item.description[:160]]
     return ". ".join(part.strip().rstrip(".") for part in parts if part.strip())
+
+
+def item_vectors(encoder: TextEncoder, items: Sequence[Item], tokens: int = TOKENS) -> NDArray[np.float32]:
+    """[N, D] unit rows: the item's text, moved towards its caption by CAPTION_SHARE where it has one."""
+    vectors = encoder.encode([match_text(item) for item in items], tokens)
+    captioned = [i for i, item in enumerate(items) if item.caption]
+    if captioned:
+        captions = encoder.encode([items[i].caption or "" for i in captioned], tokens)
+        mixed = (1 - CAPTION_SHARE) * vectors[captioned] + CAPTION_SHARE * captions
+        vectors[captioned] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return vectors
 
 
 class IntentMiner:
@@ -44,8 +54,7 @@ class IntentMiner:
 
     def mine(self, items: Sequence[Item]) -> list[Intents]:
         """DCIM's three steps per item: surface attributes, motives, descriptors with confidence."""
-        vectors = self.encoder.encode([match_text(item) for item in items], TOKENS)
-        scores = self._scores(vectors, [scenes_in(item.caption or "") for item in items])
+        scores = self._scores(item_vectors(self.encoder, items), [scenes_in(item.caption or "") for item in items])
         order = np.argsort(-scores, axis=1, kind="stable")[:, :MOST]
         return [self._intents(item, scores[i], order[i]) for i, item in enumerate(items)]
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE = 64
+FLAT = 0.004  # grain below which surroundings are one flat colour
+PATTERNED = 0.07  # grain above which a product has a pattern or print
 # Names of colours by sRGB anchors; a pixel takes the name of its nearest anchor in CIELAB.
 PALETTE: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("black", (20, 20, 22)), ("charcoal", (60, 62, 66)), ("grey", (128, 128, 128)), ("light grey", (195, 196, 198)),
@@ -29,9 +31,13 @@ NAMES = tuple(name for name, _ in PALETTE)
 
 @dataclass(frozen=True)
 class Look:
-    """What the rules saw: colour names by share of the product, the scene if one was recognised, and the light."""
+    """What the rules saw: the product's colour names by share, its outline ("tall", "wide" or "compact") and whether it
+    is patterned; the background's colour; the scene if one was recognised; and the light, each figure in [0, 1].
+    """
 
     colours: tuple[str, ...]
+    shape: str
+    patterned: bool
     background: str
     scene: str | None
     brightness: float
@@ -42,37 +48,42 @@ class Look:
 def look_at(photo: "Image") -> Look:
     """Analyse an RGB photo."""
     rgb = np.asarray(photo.resize((SIDE, SIDE), reducing_gap=2.0), dtype=np.float32) / 255.0
-    names = _nearest_names(rgb)
-    border = _border_mask()
-    background = _common(names[border], 1)[0]
-    colours = _product_colours(rgb, names, border)
-    hue, saturation, value = _hsv(rgb)
-    scene = _scene(hue, saturation, value)
-    light = rgb.reshape(-1, 3).mean(axis=0)
-    return Look(
-        colours, background, scene, float(value.mean()), float(light[0] - light[2]), float(saturation.mean())
-    )
+    names, border = _nearest_names(rgb), _border_mask()
+    product = _product_mask(rgb, border)
+    _, saturation, value = _hsv(rgb)
+    background = _common(names[border], np.ones(int(border.sum()), dtype=np.float32), 1)[0]
+    # People name a product by its strong colours, not by its shadows.
+    colours = _common(names[product], 0.3 + saturation[product], 3)
+    red, _, blue = (float(mean) for mean in rgb.reshape(-1, 3).mean(axis=0))
+    light = float(value.mean()), red - blue, float(saturation.mean())
+    return Look(colours, _shape(product), _grain(value, product) > PATTERNED, background, scene_of(rgb), *light)
 
 
-def _product_colours(rgb: NDArray[np.float32], names: NDArray[np.intp], border: NDArray[np.bool_]) -> tuple[str, ...]:
-    """Up to three names that cover the product: central pixels whose colour is rare at the border."""
+def _product_mask(rgb: NDArray[np.float32], border: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[SIDE, SIDE]: central pixels whose colour is rare at the border; the whole centre if there are next to none."""
     bins = (rgb * 7.999).astype(np.int64) @ np.array([64, 8, 1])
     share = np.bincount(bins[border], minlength=512) / border.sum()
     centre = np.zeros((SIDE, SIDE), dtype=bool)
     centre[SIDE // 5 : -SIDE // 5, SIDE // 5 : -SIDE // 5] = True
     product = centre & (share[bins] < 0.02)
-    if product.sum() < 0.05 * centre.sum():
-        product = centre
-    return _common(names[product], 3)
+    return product if product.sum() >= 0.05 * centre.sum() else centre
 
 
-def _common(names: NDArray[np.intp], most: int) -> tuple[str, ...]:
-    """The most frequent colour names with at least 12% of the pixels, and always the first."""
-    counts: dict[str, int] = {}
-    for index, count in enumerate(np.bincount(names, minlength=len(NAMES))):
-        counts[NAMES[index]] = counts.get(NAMES[index], 0) + int(count)
+def _shape(product: NDArray[np.bool_]) -> str:
+    """The outline by the spread of the product's pixels: height over width."""
+    rows, columns = np.nonzero(product)
+    ratio = (rows.std() + 1e-6) / (columns.std() + 1e-6)
+    return "tall" if ratio > 1.2 else "wide" if ratio < 0.83 else "compact"
+
+
+def _common(names: NDArray[np.intp], weights: NDArray[np.float32], most: int) -> tuple[str, ...]:
+    """The names of most weight, those with at least 12% of it, and always the first."""
+    counts: dict[str, float] = {}
+    for index, weight in enumerate(np.bincount(names, weights, minlength=len(NAMES))):
+        counts[NAMES[index]] = counts.get(NAMES[index], 0.0) + float(weight)
     ranked = sorted(counts, key=lambda name: -counts[name])
-    return tuple(n for rank, n in enumerate(ranked[:most]) if rank == 0 or counts[n] >= 0.12 * len(names))
+    least = 0.12 * float(weights.sum())
+    return tuple(name for rank, name in enumerate(ranked[:most]) if rank == 0 or counts[name] >= least)
 
 
 def _border_mask(width: int = SIDE // 8) -> NDArray[np.bool_]:
@@ -81,8 +92,59 @@ def _border_mask(width: int = SIDE // 8) -> NDArray[np.bool_]:
     return mask
 
 
-def _scene(hue: NDArray[np.float32], saturation: NDArray[np.float32], value: NDArray[np.float32]) -> str | None:
-    """The scene by what covers the ground (lower border) and the top; None for plain or unknown surroundings."""
+def scene_of(rgb: NDArray[np.float32]) -> str | None:
+    """The scene by what covers the ground (lower border) and the top; None for plain or unknown surroundings.
+
+    Args:
+        rgb: [SIDE, SIDE, 3] in [0, 1].
+    """
+    hue, saturation, value = _hsv(rgb)
+    ground, top = _ground_and_top()
+    if _grain(value, ground | top) < FLAT:  # one flat colour all around: a studio, whatever the colour
+        return None
+    below, above = _materials(hue, saturation, value, ground), _materials(hue, saturation, value, top)
+    around = {name: (below[name] + above[name]) / 2 for name in below}
+    lights = _hue_spread(hue[ground | top], saturation[ground | top])
+    leaves = around["dim"] > 0.55 and around["green"] > 0.2 and max(around["brown"] - 0.15, around["dark"] - 0.25) > 0
+    rules = {
+        "forest": leaves and around["green"] + around["brown"] > 0.55,
+        "grass": below["green"] > 0.45,
+        "party": around["dim"] > 0.55 and around["grey"] < 0.3 and lights > 0.36,
+        "night": around["dark"] > 0.55,
+        "beach": below["sand"] > 0.45 and above["blue"] > 0.3,
+        "snow": below["snow"] > 0.45 and around["frost"] > 0.25 and below["grey"] < 0.5,
+        "home": below["sand"] > 0.3 and below["sand"] + below["wood"] > 0.5 and above["sand"] + above["wood"] > 0.45,
+        "wood": below["wood"] > 0.5,
+        "water": below["blue"] > 0.5,
+        "office": below["grey"] > 0.5 and above["grey"] + above["snow"] > 0.5 and above["dim"] < 0.3,
+        "street": below["grey"] > 0.5 and (above["blue"] > 0.3 or below["dim"] > 0.6),
+    }
+    return next((name for name, holds in rules.items() if holds), None)
+
+
+def _materials(
+    hue: NDArray[np.float32], saturation: NDArray[np.float32], value: NDArray[np.float32], where: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Share of each material, by colour, among the pixels of a region."""
+    hue, saturation, value = hue[where], saturation[where], value[where]
+    cold = (hue > 185) & (hue < 265)
+    masks = {
+        "dark": value < 0.22,
+        "dim": value < 0.55,
+        "grey": (value >= 0.22) & (value <= 0.9) & (saturation < 0.15),
+        "sand": (hue >= 18) & (hue <= 58) & (saturation >= 0.13) & (saturation <= 0.5) & (value > 0.62),
+        "wood": (hue >= 10) & (hue <= 42) & (saturation > 0.42) & (value >= 0.3) & (value <= 0.95),
+        "brown": (hue >= 8) & (hue <= 60) & (saturation > 0.2) & (value < 0.6),
+        "green": (hue > 60) & (hue <= 170) & (saturation > 0.18) & (value > 0.08),
+        "blue": (hue >= 170) & (hue <= 240) & (saturation > 0.2) & (value > 0.35),
+        "snow": (value > 0.75) & (saturation < 0.3) & (cold | (saturation < 0.06)),
+        "frost": (value > 0.6) & (saturation > 0.03) & (saturation < 0.4) & cold,
+    }
+    return {name: float(mask.mean()) for name, mask in masks.items()}
+
+
+def _ground_and_top() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of the lower and the upper part of the photo's border; the product is between them."""
     sides = np.zeros((SIDE, SIDE), dtype=bool)
     sides[:, : SIDE // 7] = sides[:, -SIDE // 7 :] = True
     ground, top = sides.copy(), sides.copy()
@@ -90,31 +152,14 @@ def _scene(hue: NDArray[np.float32], saturation: NDArray[np.float32], value: NDA
     ground[-SIDE // 9 :] = True
     top[int(SIDE * 0.35) :] = False
     top[: SIDE // 9] = True
-    white = (value > 0.9) & (saturation < 0.1)
-    materials = {
-        "night": value < 0.25,
-        "snow": (value > 0.78) & (saturation < 0.16) & ((hue > 170) & (hue < 270) & (saturation > 0.015) | white),
-        "street": (value >= 0.25) & (value <= 0.78) & (saturation < 0.15),
-        "beach": (hue >= 25) & (hue <= 58) & (saturation >= 0.13) & (saturation <= 0.48) & (value > 0.68),
-        "wood": (hue >= 10) & (hue <= 42) & (saturation > 0.3) & (value >= 0.25) & (value <= 0.85),
-        "forest": (hue >= 70) & (hue <= 175) & (saturation > 0.15) & (value >= 0.1) & (value < 0.36),
-        "grass": (hue >= 65) & (hue <= 165) & (saturation > 0.25) & (value >= 0.33),
-        "water": (hue >= 175) & (hue <= 235) & (saturation > 0.3) & (value > 0.3),
-    }
-    below = {name: float(mask[ground].mean()) for name, mask in materials.items()}
-    above = {name: float(mask[top].mean()) for name, mask in materials.items()}
-    grain = _grain(value, ground | top)
-    if grain < 0.004:  # one flat colour all around: a studio, whatever the colour
-        return None
-    if above["night"] > 0.6 and below["night"] > 0.45:
-        return "night"
-    if below["snow"] > 0.5:
-        # White paper is as white as snow; snow has grain, or a sky above it.
-        return "snow" if grain > 0.012 and (above["snow"] < 0.95 or grain > 0.02) else None
-    name = max(below, key=lambda material: below[material])
-    if below[name] < 0.45 or name == "night":
-        return None
-    return name
+    return ground, top
+
+
+def _hue_spread(hue: NDArray[np.float32], saturation: NDArray[np.float32]) -> float:
+    """Entropy of the hues of the coloured pixels over 12 bins, 0 (one hue) to 1 (all alike)."""
+    counts = np.bincount((hue[saturation > 0.3] / 30.0).astype(int) % 12, minlength=12)
+    share = counts / max(counts.sum(), 1)
+    return float(-(share * np.log(share, where=share > 0, out=np.zeros(12))).sum() / np.log(12))
 
 
 def _grain(value: NDArray[np.float32], where: NDArray[np.bool_]) -> float:

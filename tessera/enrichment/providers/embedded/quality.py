@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from tessera.enrichment.encoders import TextEncoder
 from tessera.enrichment.providers.base import Item
-from tessera.enrichment.providers.embedded.intents import TOKENS, match_text
+from tessera.enrichment.providers.embedded.intents import item_vectors
 from tessera.enrichment.providers.embedded.lexicon import load_lexicon, scenes_in, words_of
 
+TOKENS = 32  # of the item: its title and categories; the words of the rest are compared as words
 GROUNDED_COSINE = 0.27
 KNOWN_USE_COSINE = 0.5
 
@@ -27,8 +28,8 @@ class QualityJudge:
         tags = list(dict.fromkeys(t for item in items for t in item.descriptors if t not in self._vectors))
         if tags:
             self._vectors.update(zip(tags, self.encoder.encode(tags, TOKENS), strict=True))
-        texts = self.encoder.encode([match_text(item) for item in items], TOKENS)
-        return [self._labels(item, text) for item, text in zip(items, texts, strict=True)]
+        vectors = item_vectors(self.encoder, items, TOKENS)
+        return [self._labels(item, vector) for item, vector in zip(items, vectors, strict=True)]
 
     def _labels(self, item: Item, text: NDArray[np.float32]) -> list[int]:
         words = {_stem(word) for word in words_of(item.text())}
