@@ -30,7 +30,8 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 
-from validation.suites import TABLES, Checks, Suite, build, schema
+from validation.columns import Checks, schema
+from validation.suites import TABLES, Suite, build
 
 log = logging.getLogger(__name__)
 

@@ -3,17 +3,15 @@
 from typing import Any, Literal
 
 import great_expectations.expectations as gxe
-import pyarrow as pa
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 from great_expectations.expectations.row_conditions import Column
 
-from tessera.schema import SCHEMAS
+from validation.columns import Checks, schema
 from validation.expectations import captions, catalogue, embeddings, intents, quality, rows, sids
 from validation.thresholds import Thresholds
 
 Suite = Literal["catalogue", "captions", "intents", "embeddings", "sids"]
-Checks = list[Expectation]
 
 TABLES: dict[Suite, tuple[str, ...]] = {
     "catalogue": ("items", "interactions", "splits"),
@@ -46,26 +44,6 @@ def build(suite: Suite, limits: Thresholds, codebook_size: int | None = None) ->
     if suite == "embeddings":
         return {"items": [_covered("embeddings")], "embeddings": _embeddings(limits)}
     return {"items": [_covered("sids")], "sids": _sids(limits, codebook_size)}
-
-
-def schema(table: str) -> Checks:
-    """Stock Expectations that say what `SCHEMAS[table]` declares: columns, nullability, scalar types."""
-    fields = SCHEMAS[table]
-    checks: Checks = [gxe.ExpectTableColumnsToMatchSet(column_set=fields.names, exact_match=False)]
-    for field in fields:
-        if not field.nullable:
-            checks.append(gxe.ExpectColumnValuesToNotBeNull(column=field.name))
-        if pa.types.is_list(field.type):
-            checks.append(rows.ExpectColumnValuesToBeLists(column=field.name, description=f"{field.name} holds lists"))
-        else:
-            checks.append(gxe.ExpectColumnValuesToBeInTypeList(column=field.name, type_list=[_TYPES[field.type]]))
-    return checks
-
-
-# How pandas calls the scalar types of the schema.
-_TYPES = {
-    pa.string(): "str", pa.int64(): "int64", pa.int32(): "int32", pa.float32(): "float32", pa.bool_(): "bool",
-}
 
 
 def _covered(table: str) -> Expectation:
@@ -170,6 +148,9 @@ def _captions(limits: Thresholds) -> Checks:
 def _intents(limits: Thresholds) -> Checks:
     mostly = 1 - limits.intents_bad_share
     where: dict[str, Any] = {"column": "descriptors", "row_condition": OK}
+    grounded: dict[str, Any] = {
+        "column_A": "descriptors", "column_B": "own_text", "row_condition": OK, "min_share": limits.grounded_min,
+    }
     return [
         *schema("intents"),
         *_provenance(limits),
@@ -192,9 +173,13 @@ def _intents(limits: Thresholds) -> Checks:
             mostly=1 - limits.vague_share, description="no descriptor fits any product (\"good quality\")", **where
         ),
         intents.ExpectDescriptorsToBeGrounded(
-            column_A="descriptors", column_B="own_text", row_condition=OK, min_share=limits.grounded_min,
             mostly=1 - limits.ungrounded_share,
             description=f"{limits.grounded_min:.0%} of an item's descriptors use a word of its own text or caption",
+            **grounded,
+        ),
+        intents.ExpectDescriptorsToBeGrounded(
+            mostly=1 - limits.ungrounded_share_warning, description="few items have ungrounded descriptors",
+            severity=WARNING, **grounded,
         ),
     ]
 
@@ -263,6 +248,9 @@ def _sids(limits: Thresholds, codebook_size: int | None) -> Checks:
         gxe.ExpectColumnValuesToBeUnique(column="sid"),
         sids.ExpectSidToEqualCodes(column_A="sid", column_B="codes", description="a SID is its codes joined by _"),
         rows.ExpectColumnValuesToAgree(column="tokenizer_version", description="one tokenizer made all SIDs"),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="moved", value_set=[False], mostly=1 - limits.moved_share_warning, severity=WARNING
+        ),
         sids.ExpectLevelsToBeUtilised(
             column="codes", codebook_size=codebook_size, min_utilisation=limits.utilisation_min,
             description=f"every level uses at least {limits.utilisation_min:.0%} of its codes",

@@ -85,11 +85,18 @@ def test_item_score_is_the_confidence_weighted_mean() -> None:
 
 
 def test_utilisation_is_relative_to_what_the_items_can_use() -> None:
-    codes = [np.array(row) for row in ([0, 0], [1, 0], [2, 0], [3, 0])]
-    assert utilisation(codes) == [1.0, 0.25]  # 4 codes seen, 4 items
-    assert utilisation(codes, codebook_size=8) == [1.0, 0.25]  # four items cannot use more than four codes
-    assert utilisation(codes * 4, codebook_size=8) == [0.5, 0.125]
+    codes = [np.array(row) for row in ([0, 0], [0, 0], [1, 0], [1, 0])]
+    assert utilisation(codes, codebook_size=8) == [0.5, 0.25]  # four items cannot use more than four codes
+    assert utilisation(codes * 4, codebook_size=8) == [0.25, 0.125]  # sixteen could use all eight
+    assert utilisation(codes) == [1.0, 0.5]  # codes 0 and 1 seen: a codebook of two
     assert utilisation([]) == []
+
+
+def test_a_level_after_which_items_are_alone_leaves_the_next_one_nothing_to_do() -> None:
+    alone = [np.array(row) for row in ([0, 0], [1, 0], [2, 0], [3, 0])]
+    assert utilisation(alone, codebook_size=8) == [1.0, 1.0]
+    two_together = [np.array(row) for row in ([0, 0], [0, 0], [2, 0], [3, 0])]
+    assert utilisation(two_together, codebook_size=8) == [0.75, 0.5]  # two items, of which one code is used
 
 
 def test_leave_last_out_is_the_history_in_order() -> None:

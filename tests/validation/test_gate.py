@@ -96,6 +96,13 @@ def test_warnings_are_listed_but_do_not_block(gate: Gate, rows: Rows, caplog: py
     assert "expect_labels_to_be_balanced" in caplog.text
 
 
+def test_many_moved_sids_are_a_warning(gate: Gate, rows: Rows) -> None:
+    for row in rows["sids"][:31]:
+        row["moved"] = True
+    warned = [outcome for outcome in gate("sids", rows)["expectations"] if not outcome["success"]]
+    assert [(o["column"], o["severity"], o["unexpected_count"]) for o in warned] == [("moved", "warning", 31)]
+
+
 def test_a_missing_column_is_the_finding_not_a_crash(gate: Gate, rows: Rows) -> None:
     for row in rows["sids"]:
         del row["codes"]

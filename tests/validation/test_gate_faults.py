@@ -132,7 +132,7 @@ def test_intents(gate: Gate, rows: Rows) -> None:
     intents[7]["descriptors"] = [{"text": "blue balls", "confidence": float("nan")}]
     for number in range(10, 17):
         intents[number]["descriptors"] = [*intents[number]["descriptors"], {"text": "good quality", "confidence": 0.9}]
-    for number in range(20, 36):
+    for number in range(20, 48):
         intents[number]["descriptors"] = free
     for row, quality in zip(intents, rows["quality"], strict=True):
         quality["labels"] = [1, 0] * 11
@@ -153,6 +153,15 @@ def weighted(descriptors: list[dict[str, Any]], labels: list[int]) -> float:
     """The score of descriptors of which all or none have a confidence; NaN, the fault of one row, counts as 1."""
     weights = np.nan_to_num([part["confidence"] or 1.0 for part in descriptors], nan=1.0)
     return float((weights * labels).sum() / weights.sum()) if labels else 0.0
+
+
+def test_descriptors_of_another_item(gate: Gate, rows: Rows) -> None:
+    mined = [row["descriptors"] for row in rows["intents"]]
+    for row, other in zip(rows["intents"], mined[7:] + mined[:7], strict=True):
+        row["descriptors"] = other
+    assert refusals(gate, "intents", rows) == {
+        ("descriptors_to_be_grounded", "intents.descriptors"): ids(0, 1, 2, 3, 4)
+    }
 
 
 def test_quality(gate: Gate, rows: Rows) -> None:
@@ -231,9 +240,9 @@ def recode(row: dict[str, Any], codes: list[int]) -> None:
 
 def test_sids_of_a_collapsed_codebook(gate: Gate, rows: Rows) -> None:
     for number, row in enumerate(rows["sids"]):
-        recode(row, [number % 60, 3, number % 60])
+        recode(row, [number % 8, 3, number // 8])
     with pytest.raises(GateError, match=r"expect_levels_to_be_utilised \(sids.codes\): .*level 2: 1.7%"):
-        gate("sids", rows)
+        gate("sids", rows, codebook_size=64)
 
 
 def test_sids_without_a_size_still_refuse_negative_codes(gate: Gate, rows: Rows) -> None:

@@ -21,16 +21,24 @@ from validation.expectations.base import PairExpectation, RowExpectation, per_ro
 
 
 def utilisation(codes: list[np.ndarray], codebook_size: int | None = None) -> list[float]:
-    """Per level, distinct codes used over min(codebook size, items): 1 is the most that so many items can use.
+    """Per level, distinct codes used over the codes that the items could need there, at most 1.
 
-    Without a size, the largest code seen anywhere stands for it (codebooks of the levels are equally large).
+    That is min(codebook size, items that share their prefix so far): at level 1 all items; further down, an item that
+    is alone already has nothing left to be told from, as in a catalogue smaller than its codebook. Without a size, the
+    largest code seen anywhere stands for it (codebooks of the levels are equally large).
     """
     if not codes:
         return []
     levels = min(len(row) for row in codes)
     matrix = np.stack([np.asarray(row[:levels]) for row in codes])
     size = codebook_size or int(matrix.max(initial=0)) + 1
-    return [round(len(np.unique(column)) / min(size, len(matrix)), 4) for column in matrix.T]
+    shares = []
+    for level in range(levels):
+        _, group, count = np.unique(matrix[:, :level], axis=0, return_inverse=True, return_counts=True)
+        together = int((count[group.ravel()] > 1).sum()) if level else len(matrix)
+        used = len(np.unique(matrix[:, level]))
+        shares.append(round(min(1.0, used / max(1, min(size, together))), 4))
+    return shares
 
 
 class _CodesInRange(ColumnMapMetricProvider):
