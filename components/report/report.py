@@ -24,28 +24,32 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\u
 
 def run(
     items: Path,
+    images: Path | None,
     captions: Path | None,
     intents: Path | None,
     quality: Path | None,
     sids: Path | None,
-    catalogue: Path | None,
+    gates: Sequence[Path],
+    tokenizer_metrics: Path | None,
+    policy_metrics: Path | None,
     evaluation: Path | None,
-    steps: Sequence[Path],
-    metrics: Path | None,
-    out: Path,
+    stages: Sequence[Path],
+    out_html: Path,
     *,
+    splits: Path | None = None,
     settings: Path | None = None,
+    metrics: Path | None = None,
     title: str = "",
 ) -> dict[str, Any]:
     """Write the report. Only samples of the catalogue are embedded, so the page stays below 5 MB; it loads nothing.
 
     Args:
-        items, captions, intents, quality, sids: parquet files of those schemas.
-        catalogue: the ingest stage's folder, for images/ and splits.parquet.
+        items, captions, intents, quality, sids, splits: parquet files of those schemas; images: folder of the photos.
+        gates: what `validation.gate.run` returned, as JSON, and the promotion gate's {"passed", "reason"}.
+        tokenizer_metrics, policy_metrics: what the fits returned, as JSON.
         evaluation: what `tessera.evaluation.evaluate.run` wrote.
-        steps: what each stage said of itself, {"stage", "seconds", ...}: model calls, a fit's metrics and curve, a
-            gate's verdict and expectations.
-        metrics: metrics.json; settings: settings.json; title: name of the run.
+        stages: what each stage said of itself, {"stage", "seconds"} and, of an enrichment, its model calls.
+        settings, metrics: settings.json and metrics.json; title: name of the run.
         A part that is None, or a file that is not there, leaves its section out.
 
     Returns: {"bytes": size of the page}.
@@ -54,18 +58,15 @@ def run(
         InputError: `items` is missing, or a file that is there cannot be read.
     """
     table = read_table("items", items)
-    optional = {"captions": captions, "intents": intents, "quality": quality, "sids": sids}
-    optional["splits"] = catalogue / "splits.parquet" if catalogue else None
+    optional = {"captions": captions, "intents": intents, "quality": quality, "sids": sids, "splits": splits}
     tables = {name: read_table(name, path) if path and path.exists() else None for name, path in optional.items()}
-    images = catalogue / "images" if catalogue and (catalogue / "images").is_dir() else None
-    album, evaluated = Album(table, images, tables["sids"]), _json(evaluation)
-    said = [read_json(path) for path in steps if path.exists()]
-    # A fit is known by what only it measures, whatever the pipeline calls its step.
-    tokenizer, policy = (next((s for s in said if key in s), None) for key in ("reconstruction_cosine", "best_epoch"))
+    album = Album(table, images if images and images.is_dir() else None, tables["sids"])
+    evaluated, tokenizer, policy = (_json(path) for path in (evaluation, tokenizer_metrics, policy_metrics))
+    verdicts, said = ([read_json(path) for path in paths if path.exists()] for paths in (gates, stages))
     makers = {
         "data": lambda: sections.data(table, tables["splits"]),
         "enrichment": lambda: sections.enrichment(table, album, *(tables[n] for n in ENRICHMENTS)),
-        "gates": lambda: sections.gates([one for one in said if "expectations" in one or "passed" in one]),
+        "gates": lambda: sections.gates(verdicts),
         "ids": lambda: sections.semantic_ids(tables["sids"], table, album, tokenizer),
         "training": lambda: sections.training(policy),
         "results": lambda: sections.results(evaluated),
@@ -74,8 +75,8 @@ def run(
     }
     page = {name: make() for name, make in tqdm(makers.items(), desc="report", unit="section")}
     raw = {"settings": _json(settings), "metrics": _json(metrics)}
-    write_text(out, render(page, album, title or "A run", raw, tables["sids"]))
-    return {"bytes": out.stat().st_size}
+    write_text(out_html, render(page, album, title or "A run", raw, tables["sids"]))
+    return {"bytes": out_html.stat().st_size}
 
 
 def render(page: dict[str, Any], album: Album, title: str, raw: dict[str, Any], sids: pa.Table | None) -> str:

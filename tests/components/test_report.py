@@ -95,18 +95,20 @@ def write_run(folder: Path, items: int = 60, photos: bool = True, title: str = "
     for step in steps:
         write_json(folder / f"{step['stage']}.json", step)
     write_json(folder / "settings.json", {"source": "shop", "seed": 0, "path": HOSTILE})
-    tables = {name: folder / f"{name}.parquet" for name in ("items", "captions", "intents", "quality", "sids")}
+    tables = ("items", "captions", "intents", "quality", "sids", "splits")
     return {
-        **tables, "catalogue": folder, "evaluation": folder / "evaluation.json",
-        "steps": [folder / f"{step['stage']}.json" for step in steps], "metrics": None,
-        "out": folder / "report.html", "settings": folder / "settings.json", "title": "Demo <1>",
+        **{name: folder / f"{name}.parquet" for name in tables}, "images": images, "evaluation": folder / "evaluation.json",
+        "gates": [folder / "gate-captions.json", folder / "gate-policy.json"],
+        "tokenizer_metrics": folder / "fit-tokenizer.json", "policy_metrics": folder / "train-policy.json",
+        "stages": [folder / f"{step['stage']}.json" for step in steps], "out_html": folder / "report.html",
+        "settings": folder / "settings.json", "title": "Demo <1>",
     }
 
 
 def page_of(arguments: dict[str, Any]) -> tuple[str, ElementTree.Element]:
     """The page as text and as a tree; parsing it as XML refuses any tag that is not closed and any stray < or &."""
     run(**arguments)
-    text = arguments["out"].read_text(encoding="utf-8")
+    text = arguments["out_html"].read_text(encoding="utf-8")
     return text, ElementTree.fromstring(text)
 
 
@@ -193,24 +195,25 @@ def test_unusable_photos_become_tiles(tmp_path: Path) -> None:
     ("left_out", "gone"),
     [
         ("captions", []), ("intents", []), ("quality", []), ("captions intents quality", ["enrichment"]),
-        ("sids", []), ("catalogue", []), ("steps", []), ("steps sids settings", ["ids"]),
-        ("evaluation", ["results", "users"]),
+        ("sids", []), ("images", []), ("splits", []), ("tokenizer_metrics", []), ("tokenizer_metrics sids", ["ids"]),
+        ("evaluation", ["results", "users"]), ("policy_metrics", ["training"]), ("settings", ["files"]),
     ],
 )
 def test_a_missing_part_leaves_its_section_out(tmp_path: Path, left_out: str, gone: list[str]) -> None:
     arguments = write_run(tmp_path / "run")
-    for part in left_out.split():
-        arguments[part] = [] if part == "steps" else None
-    shown = ids_of(page_of(arguments)[1])
-    assert set(shown) <= set(SECTIONS)
-    assert not set(gone) & set(shown)
-    expected = set(SECTIONS) - set(gone) - ({"gates", "training", "cost"} if "steps" in left_out else set())
-    assert set(shown) == expected - ({"files"} if "settings" in left_out else set())
+    arguments |= dict.fromkeys(left_out.split())
+    assert ids_of(page_of(arguments)[1]) == [name for name in SECTIONS if name not in gone]
+
+
+@pytest.mark.parametrize(("left_out", "gone"), [("gates", "gates"), ("stages", "cost")])
+def test_files_that_are_not_there_leave_their_section_out(tmp_path: Path, left_out: str, gone: str) -> None:
+    arguments = write_run(tmp_path / "run") | {left_out: [tmp_path / "nowhere.json"]}
+    assert ids_of(page_of(arguments)[1]) == [name for name in SECTIONS if name != gone]
 
 
 def test_items_alone_are_enough_and_needed(tmp_path: Path) -> None:
     arguments = write_run(tmp_path / "run")
-    given = {"items": arguments["items"], "steps": [], "out": tmp_path / "a" / "b.html", "title": ""}
+    given = {"items": arguments["items"], "gates": [], "stages": [], "out_html": tmp_path / "a" / "b.html", "title": ""}
     alone = dict.fromkeys(arguments) | given
     _, page = page_of(alone)
     assert ids_of(page) == ["data"]
