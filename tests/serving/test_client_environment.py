@@ -1,6 +1,7 @@
 """The client as a downstream service has it: alone in an empty environment, against a real Triton and a real Feast."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -60,12 +61,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty environment after `pip install serving/client`; the tests skip where packages cannot be fetched."""
     folder = tmp_path_factory.mktemp("client")
     shutil.copytree(CLIENT, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
-    subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
-    pip = [folder / "env" / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--retries", "1"]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1"]
     reach = [*pip, "download", "--quiet", "--no-deps", "--dest", folder / "reach", "h11"]
     if subprocess.run(reach, capture_output=True, check=False).returncode:
         pytest.skip("no package index can be reached")
-    subprocess.run([*pip, "install", "--quiet", folder / "source"], check=True)
+    into = ["--python", folder / "env" / "bin" / "python", "install", "--quiet", "--no-compile"]
+    subprocess.run([*pip, *into, folder / "source"], check=True)
     return folder / "env" / "bin" / "python"
 
 
@@ -124,3 +126,17 @@ def test_what_is_absent_is_none_or_empty_and_what_is_unknown_is_an_error(found: 
         "no published item has the semantic ID 7_7_7",
         "user 'eve' has no published history",
     ]
+
+
+def test_the_examples_of_its_readme_run(python: Path, triton: TritonServer, features: FeatureServer) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (CLIENT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    places = {"8001": triton.grpc_url, "8000": triton.http_url, "6566": features.url}
+    script = "\n".join(blocks)
+    for port, place in places.items():
+        script = script.replace(f"localhost:{port}", place)
+    command = [python, "-I", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "('103', '117', '104')" in done.stdout
+    assert "item 'no such item' is not in the published catalogue" in done.stdout
