@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from tessera.bundle import load_manifest
 from tessera.config import TokenizerSettings
 from tessera.schema import write_table
 from tessera.tokenizer import fit
+from tessera.tokenizer.training import Training
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +54,28 @@ def make_embeddings() -> Callable[..., pa.Table]:
 
 @pytest.fixture
 def fit_table(tmp_path: Path, small: TokenizerSettings) -> Callable[..., dict[str, Any]]:
-    """Run the stage on a table inside tmp_path/name; returns its metrics plus the paths."""
+    """Run the stage on a table inside tmp_path/name; returns its metrics, the paths and the bundle's version."""
 
     def run(table: pa.Table, name: str = "run", settings: TokenizerSettings = small, seed: int = 0) -> dict[str, Any]:
         root = tmp_path / name
         root.mkdir(exist_ok=True)
         write_table("embeddings", table, root / "embeddings.parquet")
         paths = {"bundle": root / "bundle", "sids": root / "sids.parquet", "work": root / "work"}
-        return {**fit.run(root / "embeddings.parquet", **paths, settings=settings, seed=seed), **paths}
+        metrics = fit.run(root / "embeddings.parquet", **paths, settings=settings, seed=seed)
+        return {**metrics, **paths, "version": load_manifest(paths["bundle"], "tokenizer").version}
 
     return run
+
+
+@pytest.fixture
+def epochs_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs (from 0) that training really ran."""
+    ran: list[int] = []
+    whole = Training.train_epoch
+
+    def counted(self: Training, *args: Any) -> dict[str, Any]:
+        ran.append(self.epoch)
+        return whole(self, *args)
+
+    monkeypatch.setattr(Training, "train_epoch", counted)
+    return ran
