@@ -97,7 +97,8 @@ def write_run(folder: Path, items: int = 60, photos: bool = True, title: str = "
     write_json(folder / "settings.json", {"source": "shop", "seed": 0, "path": HOSTILE})
     tables = ("items", "captions", "intents", "quality", "sids", "splits")
     return {
-        **{name: folder / f"{name}.parquet" for name in tables}, "images": images, "evaluation": folder / "evaluation.json",
+        **{name: folder / f"{name}.parquet" for name in tables},
+        "images": images, "evaluation": folder / "evaluation.json",
         "gates": [folder / "gate-captions.json", folder / "gate-policy.json"],
         "tokenizer_metrics": folder / "fit-tokenizer.json", "policy_metrics": folder / "train-policy.json",
         "stages": [folder / f"{step['stage']}.json" for step in steps], "out_html": folder / "report.html",
