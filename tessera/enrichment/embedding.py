@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tessera.catalog.ledger import Entry, Ledger
 from tessera.config import EnrichmentSettings, Settings
-from tessera.enrichment.encoders import MAX_TOKENS, TextEncoder, open_image_encoder
+from tessera.enrichment.encoders import MAX_TOKENS, open_image_encoder, open_text_encoder
 from tessera.enrichment.photos import PhotoError, open_photo, photo_hash
 from tessera.enrichment.providers.base import Failure
 from tessera.enrichment.work import Done, Maker, through_ledger
@@ -91,7 +91,7 @@ def vector_column(entries: Sequence[Entry | None]) -> pa.Array:
 
 
 def _embed_texts(texts: Mapping[str, str], settings: EnrichmentSettings, ledger: Ledger) -> Done:
-    encoder = TextEncoder(settings.text_encoder)
+    encoder = open_text_encoder(settings.text_encoder)
     maker = Maker("text_embedding", _provider(settings.text_encoder), encoder.identity, f"tokens{MAX_TOKENS}")
     # Neighbours of similar length waste no padding; the longest first, so that a lack of memory shows at once.
     order = sorted(texts, key=lambda i: (-len(texts[i]), i))

@@ -8,6 +8,7 @@ reached.
 
 import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -167,9 +168,26 @@ class HubImageEncoder:
             raise InputError(f"image encoder {self.name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
+@lru_cache(maxsize=1)
+def embedded_text_encoder() -> TextEncoder:
+    """MiniLM, loaded once a process."""
+    return TextEncoder()
+
+
+@lru_cache(maxsize=1)
+def embedded_image_encoder() -> Lite0Encoder:
+    """EfficientNet-Lite0, loaded once a process."""
+    return Lite0Encoder()
+
+
+def open_text_encoder(name: str) -> TextEncoder:
+    """The text encoder of the settings: `embedded`, or a model's name or folder."""
+    return embedded_text_encoder() if name == "embedded" else TextEncoder(name)
+
+
 def open_image_encoder(name: str) -> ImageEncoder:
     """The image encoder of the settings: `embedded`, or a model's name or folder."""
-    return Lite0Encoder() if name == "embedded" else HubImageEncoder(name)
+    return embedded_image_encoder() if name == "embedded" else HubImageEncoder(name)
 
 
 def _pooled(output: Any) -> Any:

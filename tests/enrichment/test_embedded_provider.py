@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.enrichment.encoders import Lite0Encoder, TextEncoder
+from tessera.enrichment.encoders import TextEncoder, embedded_image_encoder, embedded_text_encoder
 from tessera.enrichment.parsing import Intents, parse_caption
 from tessera.enrichment.providers.base import Item
 from tessera.enrichment.providers.embedded import EmbeddedEnricher
@@ -21,14 +21,12 @@ SCENES = ("beach", "grass", "wood", "snow", "night")
 
 @pytest.fixture(scope="module")
 def texts() -> TextEncoder:
-    return TextEncoder()
+    return embedded_text_encoder()
 
 
 @pytest.fixture(scope="module")
-def enricher(texts: TextEncoder) -> EmbeddedEnricher:
-    made = EmbeddedEnricher("intents")
-    made.__dict__["_texts"] = texts
-    return made
+def enricher() -> EmbeddedEnricher:
+    return EmbeddedEnricher("intents")
 
 
 @pytest.mark.parametrize("place", SCENES)
@@ -131,7 +129,8 @@ def test_confidence_is_even_at_the_even_score_and_rises() -> None:
 
 
 def test_surface_states_what_the_texts_say() -> None:
-    item = Item("1", "Bottle 500 ml, pack of 2", brand="Oak", categories=("Home", "Kitchen"), caption="A tall red thing.")
+    title, caption = "Bottle 500 ml, pack of 2", "A tall red thing."
+    item = Item("1", title, brand="Oak", categories=("Home", "Kitchen"), caption=caption)
     assert surface_of(item) == ("Oak", "Home", "Kitchen", "500 ml", "pack of 2", "A tall red thing.")
     assert "500 ml" not in match_text(item)
 
@@ -176,7 +175,7 @@ def test_versions_name_weights_and_rules() -> None:
 
 
 def test_image_features_are_unit_and_tell_photos_apart(scene) -> None:
-    encoder = Lite0Encoder()
+    encoder = embedded_image_encoder()
     photos = [scene("beach", (200, 40, 50)), scene("beach", (200, 40, 50), 1), scene("grass", (250, 250, 250))]
     features, tags = encoder.features_and_tags(photos)
     assert features.shape == (3, 1280)

@@ -9,10 +9,10 @@ no motive that the lexicon lacks, and reads English. In production use `openai` 
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
-from tessera.enrichment.encoders import Lite0Encoder, TextEncoder
+from tessera.enrichment.encoders import embedded_image_encoder, embedded_text_encoder
 from tessera.enrichment.parsing import Intents
 from tessera.enrichment.prompts import Kind
 from tessera.enrichment.providers.base import Failure, Item
@@ -28,29 +28,24 @@ _RULES: dict[Kind, tuple[str, ...]] = {
 }
 
 
+@lru_cache(maxsize=1)
+def _miner() -> IntentMiner:
+    return IntentMiner(embedded_text_encoder())
+
+
+@lru_cache(maxsize=1)
+def _judge() -> QualityJudge:
+    return QualityJudge(embedded_text_encoder(), _miner().vectors)
+
+
 class EmbeddedEnricher:
-    """Answers captions, intents and quality; weights load with the first item."""
+    """Answers captions, intents and quality; weights load with the first item, once a process."""
 
     provider = "embedded"
 
     def __init__(self, kind: Kind) -> None:
-        self.model = self._images.identity if kind == "caption" else self._texts.identity
-
-    @cached_property
-    def _images(self) -> Lite0Encoder:
-        return Lite0Encoder()
-
-    @cached_property
-    def _texts(self) -> TextEncoder:
-        return TextEncoder()
-
-    @cached_property
-    def _miner(self) -> IntentMiner:
-        return IntentMiner(self._texts)
-
-    @cached_property
-    def _judge(self) -> QualityJudge:
-        return QualityJudge(self._texts)
+        encoder = embedded_image_encoder() if kind == "caption" else embedded_text_encoder()
+        self.model = encoder.identity
 
     def prompt_version(self, kind: Kind) -> str:
         """There is no prompt: a digest of the rules' source and the lexicon, so that an edit re-keys the ledger."""
@@ -59,12 +54,12 @@ class EmbeddedEnricher:
 
     def captions(self, items: Sequence[Item]) -> list[str | Failure]:
         """Colours, place, light and style in two sentences (module `captions`)."""
-        return list(write_captions(self._images, items))
+        return list(write_captions(embedded_image_encoder(), items))
 
     def intents(self, items: Sequence[Item]) -> list[Intents | Failure]:
         """The lexicon's best matches (module `intents`)."""
-        return list(self._miner.mine(items))
+        return list(_miner().mine(items))
 
     def quality(self, items: Sequence[Item]) -> list[list[int] | Failure]:
         """Labels by rule (module `quality`)."""
-        return list(self._judge.label(items))
+        return list(_judge().label(items))

@@ -18,9 +18,9 @@ KNOWN_USE_COSINE = 0.5
 class QualityJudge:
     """Labels descriptors of any origin; descriptors repeat across items and are encoded once."""
 
-    def __init__(self, encoder: TextEncoder) -> None:
-        self.encoder = encoder
-        self.known = encoder.encode([f"{m.tag}: {m.motive}" for m in load_lexicon().motives])
+    def __init__(self, encoder: TextEncoder, known_uses: NDArray[np.float32]) -> None:
+        """`known_uses` [M, D]: unit vectors of descriptors that are known to be actionable, those of the lexicon."""
+        self.encoder, self.known = encoder, known_uses
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def label(self, items: Sequence[Item]) -> list[list[int]]:
