@@ -166,6 +166,24 @@ class Registry:
         load_manifest(bundle, next(kind for kind, name in MODELS.items() if name == model))
         return bundle
 
+    def artefacts(self, version: Version, folder: str) -> Path:
+        """A folder that was kept with the run that made a version, not to be changed.
+
+        Raises:
+            InputError: the version has no run, or the run kept no such folder.
+            ServiceError: the artefacts cannot be had.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        with speaking_of(self.url):
+            kept = version.run_id and [a.path for a in self.client.list_artifacts(version.run_id)]
+            if not kept or folder not in kept:
+                raise InputError(
+                    f"version {version.version} of {version.model} has no '{folder}' with its run; "
+                    "register it through the training pipeline."
+                )
+            return Path(download_artifacts(run_id=version.run_id, artifact_path=folder, tracking_uri=self.url))
+
     def aliases(self) -> Aliases:
         """Where the policy's aliases point, after repairing an interrupted move."""
         with speaking_of(self.url), self._locked():

@@ -94,6 +94,11 @@ class TritonServer:
         assert self._process is not None, "start() comes first"
         return self._process.wait()
 
+    def poll(self) -> int | None:
+        """The server's exit status, None while it runs."""
+        assert self._process is not None, "start() comes first"
+        return self._process.poll()
+
     def stop(self) -> None:
         """End the server and its child processes; safe to repeat."""
         process, self._process = self._process, None

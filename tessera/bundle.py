@@ -47,7 +47,7 @@ def save(
 
     Args:
         kind: "tokenizer" or "policy".
-        parent: version of the bundle this one was made from (a policy names its tokenizer, a tokenizer the one it extends).
+        parent: version of the bundle this one was made from: a policy names its tokenizer.
     """
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def load_manifest(folder: str | Path, kind: str, *, verify: bool = True) -> Mani
         raw = read_json(folder / MANIFEST)
     except InputError:
         raise BundleError(
-            f"{folder} has no readable {MANIFEST}, so it is no finished {kind} bundle; run the stage that writes it again."
+            f"{folder} has no readable {MANIFEST}, so it is no finished {kind} bundle; run its stage again."
         ) from None
     if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
         found = raw.get("schema_version") if isinstance(raw, dict) else None

@@ -35,7 +35,7 @@ class ShopSettings:
     """Size of the generated demo shop (`--source shop`)."""
 
     items: int = 600
-    """Products, in families of near twins."""
+    """Products, in families of near twins; at least 60."""
     users: int = 2000
     """Customers, each with a few purchase intents."""
 
@@ -99,14 +99,14 @@ class TokenizerSettings:
     fused_dim: int = 256
     """Width of the quantizer's input, after the fusion projection."""
     latent_dim: int = 32
-    """Width of the codebook vectors of RQ-VAE."""
+    """Width of the codebook vectors: RQ-VAE's latent, RQ-KMeans' principal directions."""
     hidden_dim: int = 256
     """Width of RQ-VAE's hidden layer."""
     epochs: int = 200
     """Passes of RQ-VAE over the catalogue."""
     batch_size: int = 1024
-    """Items a step."""
-    learning_rate: float = 1e-3
+    """Items a step; a small catalogue is cut into at least eight steps an epoch."""
+    learning_rate: float = 3e-3
     """AdamW's peak rate."""
     commitment: float = 0.25
     """Weight of the commitment term."""
@@ -124,7 +124,7 @@ class PolicySettings:
     """Train all weights of a pretrained backbone, or low-rank adapters and the new SID rows."""
     lora_rank: int = 16
     """Rank of the adapters."""
-    hidden: int = 256
+    hidden: int = 128
     """Width of `tiny`."""
     layers: int = 4
     """Depth of `tiny`."""
@@ -212,7 +212,7 @@ def preset(name: PresetName) -> Settings:
     if name == "demo":
         return Settings(
             tokenizer=TokenizerSettings(codebook_size=64, epochs=150),
-            policy=PolicySettings(hidden=128, epochs=30, text_vocabulary=1024),
+            policy=PolicySettings(epochs=30, text_vocabulary=1024),
         )
     if name == "catalogue":
         return Settings(source="parquet")

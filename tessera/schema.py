@@ -42,13 +42,15 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     # labels[i] in {0, 1} judges descriptors[i] of the item's intents; score is their confidence-weighted mean (QARM).
     "quality": _table(
-        ("item_id", _STR), *_PROVENANCE, ("labels", pa.list_(pa.int8())), optional=(("score", pa.float32()), ("reason", _STR))
+        ("item_id", _STR), *_PROVENANCE, ("labels", pa.list_(pa.int8())),
+        optional=(("score", pa.float32()), ("reason", _STR)),
     ),
     # text is never null; image is null for an item without a usable photo.
     "embeddings": _table(("item_id", _STR), ("text", _VECTOR), optional=(("image", _VECTOR),)),
     # sid is the codes joined by "_"; moved says that collision resolution changed the last codes.
     "sids": _table(
-        ("item_id", _STR), ("sid", _STR), ("codes", pa.list_(pa.int32())), ("moved", pa.bool_()), ("tokenizer_version", _STR)
+        ("item_id", _STR), ("sid", _STR), ("codes", pa.list_(pa.int32())), ("moved", pa.bool_()),
+        ("tokenizer_version", _STR),
     ),
 }
 

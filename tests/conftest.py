@@ -24,7 +24,8 @@ def sids_table(codes: np.ndarray, version: str = "tok-1", prefix: str = "item") 
     """A table of schema "sids" for rows of codes."""
     fixed = {"moved": False, "tokenizer_version": version}
     rows = [
-        {"item_id": f"{prefix}-{i}", "sid": "_".join(map(str, c)), "codes": c, **fixed} for i, c in enumerate(codes.tolist())
+        {"item_id": f"{prefix}-{number}", "sid": "_".join(map(str, row)), "codes": row, **fixed}
+        for number, row in enumerate(codes.tolist())
     ]
     return conform("sids", pa.Table.from_pylist(rows, SCHEMAS["sids"]))
 

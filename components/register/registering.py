@@ -24,7 +24,14 @@ def run(
         out: JSON with the version numbers `policy` and `tokenizer`.
     """
     registry = Registry(home, settings.platform.mlflow_url)
+    known = {version.bundle_version: version for version in registry.versions()}
     fitted, trained = load_manifest(tokenizer, "tokenizer"), load_manifest(policy, "policy")
+    if fitted.version in known and trained.version in known:
+        versions = {"tokenizer": known[fitted.version].version, "policy": known[trained.version].version}
+        if "champion" not in known[trained.version].aliases:
+            registry.set_challenger(versions["policy"])
+        write_json(out, versions)
+        return {"versions": versions, "registered_before": True}
     report = read_json(evaluation)
     numbers = {part: report[part] for part in ("test", "validation", "popularity")}
     curve = trained.metrics.get("curve", [])
@@ -46,4 +53,4 @@ def run(
     }
     registry.set_challenger(versions["policy"])
     write_json(out, versions)
-    return {"versions": versions, "run_id": run_id}
+    return {"versions": versions, "run_id": run_id, "registered_before": False}

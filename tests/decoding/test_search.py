@@ -57,7 +57,8 @@ def test_a_beam_as_wide_as_the_catalogue_equals_the_oracle(backbone: backbones.B
     rows = data.draw(st.lists(st.integers(0, SIZE**3 - 1), min_size=1, max_size=12, unique=True))
     codes = np.stack(np.unravel_index(rows, (SIZE,) * 3), axis=1)
     item = st.integers(0, len(codes) - 1)
-    histories = [np.array(h) for h in data.draw(st.lists(st.lists(item, min_size=1, max_size=4), min_size=1, max_size=3))]
+    drawn = data.draw(st.lists(st.lists(item, min_size=1, max_size=4), min_size=1, max_size=3))
+    histories = [np.array(h) for h in drawn]
     exclude = [np.array(sorted(data.draw(st.sets(item))), dtype=np.int64) for _ in histories]
     restrict = [data.draw(st.none() | st.sets(item)) for _ in histories]
     allow = [
@@ -67,7 +68,8 @@ def test_a_beam_as_wide_as_the_catalogue_equals_the_oracle(backbone: backbones.B
     found = search(backbone, codes, histories, len(codes), len(codes), exclude, allow)
     for number, history in enumerate(histories):
         scores = exhaustive(backbone, history, codes)
-        candidates = allow[number] if allow[number] is not None else np.setdiff1d(np.arange(len(codes)), exclude[number])
+        only = allow[number]
+        candidates = only if only is not None else np.setdiff1d(np.arange(len(codes)), exclude[number])
         expected = sorted(candidates.tolist(), key=lambda i: -scores[i])
         got = [r for r in found.rows[number].tolist() if r >= 0]
         assert sorted(got) == sorted(expected)
@@ -91,7 +93,7 @@ def test_nothing_is_left_when_the_filter_leaves_nothing(backbone: backbones.Back
     assert (found.rows == -1).all()
 
 
-def test_equal_scores_keep_the_order_of_codes(backbone: backbones.Backbone) -> None:
+def test_equal_scores_keep_the_order_of_codes() -> None:
     flat = backbones.build(SETTINGS, ["words"], 3, SIZE, seed=1)
     with torch.no_grad():
         flat.model.get_input_embeddings().weight.zero_()

@@ -1,0 +1,251 @@
+"""The `tessera` command."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from pipelines.console import plain
+from tessera.config import PlatformSettings, PresetName, Settings, preset
+from tessera.errors import InputError, TesseraError
+
+Out = Annotated[Path, tyro.conf.arg(help="Folder of the run.")]
+Home = Annotated[
+    Path | None,
+    tyro.conf.arg(help="Folder of the platform; else TESSERA_HOME, else the only one under .tessera/."),
+]
+Flat = tyro.conf.arg(name="")
+PLATFORM = PlatformSettings()
+
+
+def run(
+    pipeline: Annotated[Literal["training", "tokenization"], tyro.conf.Positional],
+    out: Out,
+    settings: Annotated[Settings, Flat],
+    preset: PresetName | None = None,  # noqa: ARG001 - read from the command line before the rest, to set the defaults
+) -> None:
+    """Run a pipeline on this machine. Start the same command again after a failure: finished steps are not repeated.
+
+    `training` goes from the source to a promoted policy; `tokenization` stops at the gated SIDs and needs no purchases.
+
+    Args:
+        pipeline: what to run.
+        preset: where the defaults come from: `demo` for the shop, else `catalogue`; `paper` has the papers' sizes.
+    """
+    from pipelines import runs
+
+    getattr(runs, pipeline)(settings, out.resolve())
+
+
+def compile_(
+    pipeline: Annotated[Literal["training", "tokenization"], tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+) -> None:
+    """Compile a pipeline for Kubeflow.
+
+    Args:
+        output: YAML file to write.
+    """
+    from kfp import compiler
+
+    from pipelines import runs
+
+    if output.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{output} must end in .yaml; Kubeflow takes compiled pipelines as YAML.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(runs.pipeline(pipeline), str(output))
+    plain(f"{output} written; upload it to Kubeflow Pipelines.")
+
+
+def promote(
+    version: Annotated[str, tyro.conf.Positional] = "challenger",
+    home: Home = None,
+    platform: PlatformSettings = PLATFORM,
+) -> None:
+    """Make a registered policy the champion: features, served policy and alias move together or not at all.
+
+    Args:
+        version: version number or alias.
+    """
+    from components.promote import promotion
+
+    _moved(promotion.promote(_home(home), platform, version))
+
+
+def rollback(home: Home = None, platform: PlatformSettings = PLATFORM) -> None:
+    """Make the previous champion the champion again, with its tokenizer and features."""
+    from components.promote import promotion
+
+    _moved(promotion.rollback(_home(home), platform))
+
+
+def versions(home: Home = None, mlflow_url: str = "") -> None:
+    """List the registered tokenizers and policies.
+
+    Args:
+        mlflow_url: MLflow tracking and registry URI; empty for the embedded one.
+    """
+    from serving.registry import Registry
+
+    found = Registry(_home(home), mlflow_url).versions()
+    if not found:
+        raise InputError("nothing is registered yet; `tessera run training` registers a tokenizer and a policy.")
+    plain(f"{'model':<14}{'version':<9}{'bundle':<14}{'tokenizer':<14}{'test NDCG@10':<14}aliases")
+    for one in found:
+        score = one.metrics.get("test.ndcg_at_10", one.metrics.get("test/ndcg@10"))
+        shown = f"{score:.4f}" if score is not None else ""
+        plain(
+            f"{one.model:<14}{one.version:<9}{one.bundle_version:<14}{one.tokenizer_version:<14}{shown:<14}"
+            f"{', '.join(one.aliases)}"
+        )
+
+
+def lookup(
+    kind: Annotated[Literal["item", "sid", "user"], tyro.conf.Positional],
+    key: Annotated[str, tyro.conf.Positional],
+    home: Home = None,
+) -> None:
+    """Look up an item's enrichment and SID, the items of a SID, or a user's history in the feature store.
+
+    Args:
+        key: item id, SID as a_b_c, or user id.
+    """
+    import dataclasses
+    import json
+
+    from feature_repo import lookup as features
+
+    found = getattr(features, kind)(_home(home), key)
+    plain(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False, default=str))
+
+
+def serve(home: Home = None, platform: PlatformSettings = PLATFORM) -> None:
+    """Serve the champion with Triton, and its features with Feast's feature server, until interrupted."""
+    from pipelines.serve import serve as start
+
+    start(_home(home), platform)
+
+
+def recommend(
+    user: str = "",
+    history: str = "",
+    k: int = 10,
+    url: str = "127.0.0.1:8001",
+    protocol: Literal["grpc", "http"] = "grpc",
+) -> None:
+    """Ask a running server (`tessera serve`) for recommendations.
+
+    Args:
+        user: user id, whose history the feature store knows.
+        history: item ids in order of purchase, separated by commas; instead of a user.
+        k: how many items.
+        url: host:port of Triton.
+        protocol: how to ask.
+    """
+    from tessera_client import Recommender
+
+    if bool(user) == bool(history):
+        raise InputError("give either --user ID or --history a,b,c.")
+    with Recommender(url, protocol=protocol) as client:
+        given: dict[str, Any] = {"user": user} if user else {"history": [i for i in history.split(",") if i]}
+        answer = client.recommend(**given, k=k)
+    plain(f"policy {answer.policy_version}, tokenizer {answer.tokenizer_version}")
+    for place, item in enumerate(answer.items, 1):
+        plain(f"{place:>3}  {item.item_id:<24} {item.sid:<14} {item.score:8.3f}")
+
+
+def demo(
+    out: Out,
+    settings: Annotated[Settings, Flat],
+    users: int = 5,
+    preset: PresetName | None = None,  # noqa: ARG001 - as in run
+) -> None:
+    """The whole chain on the demo shop: train, promote, start Triton, and print a few users' recommendations.
+
+    Args:
+        users: how many users to answer.
+    """
+    from pipelines.demo import demo as start
+
+    start(settings, out.resolve(), users)
+
+
+def _home(given: Path | None) -> Path:
+    if given is not None or (named := os.environ.get("TESSERA_HOME")):
+        home = given if given is not None else Path(str(named))
+        if not home.is_dir():
+            raise InputError(f"{home} is not a folder; name a platform's home, or run a pipeline first.")
+        return home.resolve()
+    found = sorted(p for p in Path(".tessera").glob("*") if p.is_dir())
+    if len(found) == 1:
+        return found[0].resolve()
+    if found:
+        raise InputError(f"there are several platforms here ({', '.join(map(str, found))}); choose one with --home.")
+    raise InputError("there is no platform under .tessera/ yet; run a pipeline first, or name one with --home.")
+
+
+def _moved(result: dict[str, Any]) -> None:
+    plain(
+        f"champion is version {result['champion']} (policy {result['policy_version']}); "
+        f"served as release {result['release']}."
+    )
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "compile": compile_,
+    "demo": demo,
+    "promote": promote,
+    "rollback": rollback,
+    "versions": versions,
+    "lookup": lookup,
+    "serve": serve,
+    "recommend": recommend,
+}
+
+
+def _defaults(arguments: list[str]) -> Settings:
+    """Settings that the flags start from: the named preset, else the one that suits the source."""
+
+    def value(flag: str) -> str | None:
+        for number, one in enumerate(arguments):
+            if one == flag and number + 1 < len(arguments):
+                return arguments[number + 1]
+            if one.startswith(f"{flag}="):
+                return one.split("=", 1)[1]
+        return None
+
+    name = value("--preset") or ("demo" if value("--source") in (None, "shop") else "catalogue")
+    if name not in ("demo", "catalogue", "paper"):
+        raise InputError(f"there is no preset '{name}'; choose demo, catalogue or paper.")
+    return preset(name)  # type: ignore[arg-type]
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """The thin client's errors, once a command has imported it."""
+    client = sys.modules.get("tessera_client")
+    return (client.TesseraClientError,) if client else ()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; an expected failure prints one sentence and exits with 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        settings = _defaults(given)
+        commands = {**COMMANDS, "run": partial(run, settings=settings), "demo": partial(demo, settings=settings)}
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="tessera",
+            description="Catalogue and purchase histories to a served generative recommender.",
+            args=given,
+        )
+    except (TesseraError, *_client_errors()) as error:
+        sys.stderr.write(f"tessera: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("tessera: interrupted; the same command goes on from here.\n")
+        raise SystemExit(130) from None

@@ -1,0 +1,93 @@
+"""What a person sees of a local run: one line a step, progress bars, and nothing of the runner's chatter."""
+
+import io
+import re
+import sys
+import time
+from typing import TextIO
+
+from components.stage import FAILED
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_LOG = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - [A-Z]+ - (.*)$")
+_STARTED = re.compile(r"Executing task '([\w-]+)'")
+_ENDED = re.compile(r"Task '([\w-]+)' finished with status (\w+)")
+_REUSED = re.compile(r"Task ([\w-]+) cache hit")
+_BAR = re.compile(r"\d+%\|.*\|| \d+(it|batch|item|epoch)\w* \[")
+_SPOKEN = re.compile(r"^(?P<stage>[a-z]+(-[a-z]+)*): (?P<text>.+)$")
+
+
+class Console(io.TextIOBase):
+    """Stands in for standard output while the pipeline runs.
+
+    Every line goes to `log`; steps, progress bars and the steps' own messages go to `screen`.
+
+    Attributes:
+        reused: steps whose outputs came from an earlier run.
+        failure: the sentence with which a step ended, if one did.
+    """
+
+    def __init__(self, log: TextIO, screen: TextIO) -> None:
+        self.log, self.screen = log, screen
+        self.reused: list[str] = []
+        self.failure: str | None = None
+        self.failed_step: str | None = None
+        self._step, self._since, self._rest, self._bar = "", 0.0, "", False
+
+    def writable(self) -> bool:
+        """A text stream that can be written to."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Take any piece of text; act on each finished line."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self.log.write(line + "\n")
+            self._read(_ANSI.sub("", line))
+        self.log.flush()
+        return len(text)
+
+    def _read(self, raw: str) -> None:
+        line = raw.strip()
+        told = _LOG.match(line)
+        if told:
+            self._runner_said(told[1])
+        elif FAILED in line:
+            self.failure = line.split(FAILED, 1)[1]
+        elif _BAR.search(line):
+            self._show(f"    {line}", replace=True)
+        elif _SPOKEN.match(line) and self._step and not line.startswith("http"):
+            spoken = _SPOKEN.match(line)
+            if spoken and spoken["stage"].replace("-", "") in self._step.replace("-", ""):
+                self._show(f"    {spoken['text']}")
+
+    def _runner_said(self, line: str) -> None:
+        if started := _STARTED.search(line):
+            self._step, self._since = started[1], time.monotonic()
+            self._show(f"  · {self._step} …", replace=True)
+        elif ended := _ENDED.search(line):
+            seconds = time.monotonic() - self._since
+            good = ended[2] == "SUCCESS"
+            self._show(f"  {'✓' if good else '✗'} {ended[1]:<18} {seconds:6.1f} s")
+            if not good:
+                self.failed_step = ended[1]
+            self._step = ""
+        elif reused := _REUSED.search(line):
+            self.reused.append(reused[1])
+            self._show(f"  ↺ {reused[1]:<18} reused from an earlier run")
+
+    def _show(self, line: str, replace: bool = False) -> None:
+        """Print a line; one with `replace` is overwritten by the next on a terminal, and left out of a file."""
+        terminal = self.screen.isatty()
+        if replace and not terminal and "…" in line:
+            return
+        start = "\r\x1b[K" if self._bar and terminal else ""
+        end = "" if replace and terminal else "\n"
+        self.screen.write(start + line[:140] + end)
+        self.screen.flush()
+        self._bar = replace
+
+
+def plain(text: str) -> None:
+    """Print to the real standard output."""
+    print(text, file=sys.stdout, flush=True)

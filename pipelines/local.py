@@ -1,0 +1,170 @@
+"""Running a pipeline on this machine through kfp.local: the same components, each step a subprocess."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from components.report.metrics import ENRICHMENTS
+from pipelines.console import Console, plain
+from tessera.config import Settings, save_settings, to_json
+from tessera.errors import InputError, TesseraError
+from tessera.files import read_json, sha256_of, write_json
+
+
+def home_of(settings: Settings) -> Path:
+    """Folder of the platform: the setting, else TESSERA_HOME, else `.tessera/<catalogue>` in the working directory."""
+    if settings.platform.home is not None:
+        return settings.platform.home.resolve()
+    if named := os.environ.get("TESSERA_HOME"):
+        return Path(named).resolve()
+    catalogue = settings.source if settings.path is None else settings.path.resolve().name
+    return (Path(".tessera") / catalogue).resolve()
+
+
+def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
+    """The training pipeline's parameters: to each step the sections of the settings that it uses."""
+
+    def only(*names: str) -> str:
+        whole = json.loads(to_json(settings))
+        return json.dumps({name: whole[name] for name in names}, sort_keys=True)
+
+    return {
+        "ingest_settings": only("source", "path", "seed", "catalogue", "shop"),
+        "enrichment_settings": only("catalogue", "enrichment"),
+        "tokenizer_settings": only("seed", "tokenizer"),
+        "policy_settings": only("seed", "policy", "evaluation"),
+        "evaluation_settings": only("evaluation", "platform"),
+        "platform_settings": to_json(settings),
+        "home": str(home),
+        "work": str(out / "work"),
+        "source_digest": source_digest(settings.path),
+        "title": out.name,
+    }
+
+
+def source_digest(path: Path | None) -> str:
+    """Names, sizes and times of a source's files: enough to see that it changed, cheap for any size."""
+    if path is None:
+        return ""
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; --path must name the folder that holds the catalogue's files.")
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return sha256_of(*(f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files))[:16]
+
+
+def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path) -> dict[str, Any]:
+    """Run a pipeline in `out`; steps that an earlier run with the same inputs finished are not repeated.
+
+    Returns:
+        the pipeline's outputs by name, each a path, and under "reused" the steps that were not repeated.
+
+    Raises:
+        TesseraError: a step failed, with its sentence and the log to read.
+    """
+    from kfp import local
+
+    out.mkdir(parents=True, exist_ok=True)
+    save_settings(settings, out / "settings.json")
+    started = time.monotonic()
+    with (
+        (out / "run.log").open("a", encoding="utf-8") as log,
+        tempfile.TemporaryDirectory(prefix="tessera-") as workspace,
+        warnings.catch_warnings(),
+        _environment(),
+    ):
+        warnings.simplefilter("ignore")
+        console = Console(log, sys.stdout)
+        local.init(
+            runner=local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(out / "artifacts"),
+            workspace_root=workspace,
+            enable_caching=True,
+            cache_root=str(out / "cache"),
+        )
+        try:
+            with contextlib.redirect_stdout(console):
+                task = pipeline(**parameters)
+        except RuntimeError as error:
+            where = f"step '{console.failed_step}' failed" if console.failed_step else "the run failed"
+            reason = console.failure or f"unexpectedly ({error})"
+            raise TesseraError(f"{where}: {reason} The whole log is {out / 'run.log'}.") from None
+    outputs = {name: Path(artifact.path) for name, artifact in task.outputs.items()}
+    for name, path in outputs.items():
+        _link(out / _named(name), path)
+    return {**outputs, "reused": console.reused, "seconds": time.monotonic() - started}
+
+
+def finish(out: Path, outputs: dict[str, Any]) -> dict[str, Any]:
+    """Write `metrics.json` and `report.html` into the run's folder, and say what the run cost.
+
+    A step whose outputs were reused called no model in this run, whatever it did when it ran.
+    """
+    metrics = read_json(outputs["metrics"])
+    reused = outputs["reused"]
+    for kind, step in ENRICHMENTS.items():
+        if step in reused:
+            metrics["model_calls"][kind] = 0
+    metrics["reused_steps"] = reused
+    metrics["seconds"]["total"] = round(outputs["seconds"], 1)
+    for name in ("metrics.json", "report.html"):
+        (out / name).unlink(missing_ok=True)
+    write_json(out / "metrics.json", metrics)
+    shutil.copyfile(outputs["report"], out / "report.html")
+    _tell(out, metrics)
+    return metrics
+
+
+def _tell(out: Path, metrics: dict[str, Any]) -> None:
+    test, validation = metrics, metrics["validation"]
+    plain(
+        f"\n  test        HR@10 {test['hr@10']:.4f}   NDCG@10 {test['ndcg@10']:.4f}   "
+        f"(popularity HR@10 {metrics['popularity_hr@10']:.4f})\n"
+        f"  validation  HR@10 {validation['hr@10']:.4f}   NDCG@10 {validation['ndcg@10']:.4f}\n"
+        f"  {metrics['promotion']['reason']}"
+    )
+    calls = sum(metrics["model_calls"].values())
+    told = ", ".join(f"{kind} {count}" for kind, count in metrics["model_calls"].items())
+    plain(f"  enrichment model calls: {told}" if calls else "  no enrichment model was called: nothing was new.")
+    plain(f"  {out / 'report.html'}   {out / 'metrics.json'}   {metrics['seconds']['total']:.0f} s")
+
+
+def _named(name: str) -> str:
+    """Artifacts are stored without an ending; people expect one."""
+    folders = dict.fromkeys(("catalogue", "tokenizer", "policy"), "")
+    endings = {"report": ".html", "metrics": ".json", "evaluation": ".json", **folders}
+    return name + endings.get(name, ".parquet")
+
+
+def _link(link: Path, target: Path) -> None:
+    if link.is_symlink() or link.is_file():
+        link.unlink()
+    link.symlink_to(os.path.relpath(target, link.parent))
+
+
+@contextlib.contextmanager
+def _environment() -> Any:
+    """Steps are quiet, find this interpreter, and draw their bars seldom where nobody watches."""
+    wanted = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "TQDM_MININTERVAL": "0.5" if sys.stdout.isatty() else "15",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONUNBUFFERED": "1",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,50 @@
+"""The embedded servers of a platform: Triton with the champion, and Feast's feature server beside it."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from feature_repo.server import FeatureServer
+from pipelines.console import plain
+from serving.model_repository import releases
+from serving.server import TritonServer
+from tessera.config import PlatformSettings
+from tessera.errors import InputError, ServiceError
+
+
+@contextmanager
+def servers(home: Path, platform: PlatformSettings) -> Iterator[tuple[TritonServer, FeatureServer]]:
+    """Both servers, ready inside the block and gone after it.
+
+    Raises:
+        InputError: nothing was promoted yet. ServiceError: a port is busy or a server does not start.
+    """
+    repository = home / "triton" / "models"
+    if not releases(repository):
+        raise InputError(f"nothing is promoted in {home} yet; run `tessera run training` or `tessera promote` first.")
+    features = FeatureServer(home, platform.host, platform.features_port)
+    triton = TritonServer(repository, platform.host, platform.http_port, platform.grpc_port, platform.metrics_port)
+    with features, triton:
+        yield triton, features
+
+
+def serve(home: Path, platform: PlatformSettings) -> None:
+    """Serve until interrupted or terminated; a server that dies ends the command with an error."""
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    plain(f"starting Triton and the feature server of {home} …")
+    try:
+        with servers(home, platform) as (triton, features):
+            plain(
+                f"Triton     http {triton.http_url}   grpc {triton.grpc_url}   metrics {triton.metrics_url}\n"
+                f"features   {features.url}\n"
+                "ask with `tessera recommend --user ID` or `tessera recommend --history a,b,c`; stop with Ctrl-C."
+            )
+            while features.alive():
+                if triton.poll() is not None:
+                    raise ServiceError(f"Triton ended by itself; its log is {triton.log}. Start `tessera serve` again.")
+                time.sleep(1)
+            raise ServiceError(f"the feature server ended by itself; its log is {features.log}. Start it again.")
+    except KeyboardInterrupt:
+        plain("\nstopped.")

@@ -1,0 +1,119 @@
+"""The steps from a source to gated SIDs, which every pipeline that learns begins with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kfp.dsl import PipelineTask
+
+from components.caption.component import caption
+from components.embed.component import embed
+from components.gates.component import (
+    gate_captions,
+    gate_catalogue,
+    gate_embeddings,
+    gate_intents,
+    gate_sids,
+)
+from components.ingest.component import ingest
+from components.intents.component import mine_intents
+from components.quality.component import label_quality
+from components.tokenize.component import fit_tokenizer
+
+# What a step asks for and may use at most.
+LIGHT = {"cpu": ("500m", "1"), "memory": ("1G", "4G")}
+HEAVY = {"cpu": ("2", "8"), "memory": ("8G", "32G")}
+
+
+@dataclass(frozen=True)
+class Enriched:
+    """Artifacts of an enriched catalogue; `checked` is the gate that passed them, `stats` what each step said."""
+
+    catalogue: Any
+    items: Any
+    splits: Any
+    captions: Any
+    intents: Any
+    quality: Any
+    embeddings: Any
+    checked: PipelineTask
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Artifacts of a tokenized catalogue."""
+
+    tokenizer: Any
+    sids: Any
+    checked: PipelineTask
+    stats: dict[str, Any]
+
+
+def enrich(ingest_settings: Any, enrichment_settings: Any, home: Any, source_digest: Any) -> Enriched:
+    """Ingest, caption, mine intents, label, embed; each table is gated before the next step reads it."""
+    source = light(ingest(settings=ingest_settings, home=home, source_digest=source_digest))
+    catalogue, items = source.outputs["catalogue"], source.outputs["items"]
+    catalogue_ok = light(gate_catalogue(catalogue=catalogue))
+
+    asked = {"settings": enrichment_settings, "home": home}
+    captioned = heavy(caption(catalogue=catalogue, items=items, **asked).after(catalogue_ok))
+    captions = captioned.outputs["captions"]
+    captions_ok = light(gate_captions(items=items, captions=captions))
+    mined = heavy(mine_intents(items=items, captions=captions, **asked).after(captions_ok))
+    intents = mined.outputs["intents"]
+    labelled = heavy(label_quality(items=items, captions=captions, intents=intents, **asked))
+    quality = labelled.outputs["quality"]
+    intents_ok = light(gate_intents(items=items, captions=captions, intents=intents, quality=quality))
+    embedded = heavy(
+        embed(catalogue=catalogue, items=items, captions=captions, intents=intents, **asked).after(intents_ok)
+    )
+    embeddings = embedded.outputs["embeddings"]
+    embeddings_ok = light(gate_embeddings(items=items, embeddings=embeddings))
+    stats = {
+        "ingest": source,
+        "gate_catalogue": catalogue_ok,
+        "caption": captioned,
+        "gate_captions": captions_ok,
+        "intents": mined,
+        "quality": labelled,
+        "gate_intents": intents_ok,
+        "embed": embedded,
+        "gate_embeddings": embeddings_ok,
+    }
+    return Enriched(
+        catalogue,
+        items,
+        source.outputs["splits"],
+        captions,
+        intents,
+        quality,
+        embeddings,
+        embeddings_ok,
+        {name: task.outputs["stats"] for name, task in stats.items()},
+    )
+
+
+def tokenize(enriched: Enriched, tokenizer_settings: Any, work: Any) -> Tokenized:
+    """Fit the tokenizer on gated embeddings, and gate its SIDs."""
+    fitting = fit_tokenizer(embeddings=enriched.embeddings, settings=tokenizer_settings, work=work)
+    fitted = heavy(fitting.after(enriched.checked))
+    tokenizer, sids = fitted.outputs["tokenizer"], fitted.outputs["sids"]
+    sids_ok = light(gate_sids(items=enriched.items, sids=sids, tokenizer=tokenizer))
+    stats = {"tokenizer": fitted.outputs["stats"], "gate_sids": sids_ok.outputs["stats"]}
+    return Tokenized(tokenizer, sids, sids_ok, stats)
+
+
+def light(task: PipelineTask) -> PipelineTask:
+    """A step that reads and writes tables."""
+    return _sized(task, LIGHT)
+
+
+def heavy(task: PipelineTask) -> PipelineTask:
+    """A step that runs a model."""
+    return _sized(task, HEAVY)
+
+
+def _sized(task: PipelineTask, size: dict[str, tuple[str, str]]) -> PipelineTask:
+    (cpu, most_cpu), (memory, most_memory) = size["cpu"], size["memory"]
+    task.set_cpu_request(cpu).set_cpu_limit(most_cpu).set_memory_request(memory).set_memory_limit(most_memory)
+    return task.set_caching_options(True)
