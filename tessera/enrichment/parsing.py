@@ -14,6 +14,8 @@ MAX_DESCRIPTORS = 8
 MAX_LIST = 12
 MIN_TEXT, MAX_TEXT = 2, 80
 MIN_CAPTION, MAX_CAPTION = 15, 900
+# What constrained decoding may choose from: grammars know no bounds of fractions, and models none finer than this.
+CONFIDENCES = [step / 20 for step in range(1, 21)]
 
 _FENCE = re.compile(r"```[a-zA-Z]*\s*|```")
 _TRAILING_COMMA = re.compile(r",(\s*[\]}])")
@@ -100,7 +102,7 @@ def intents_schema() -> dict[str, Any]:
     text = {"type": "string", "minLength": MIN_TEXT, "maxLength": MAX_TEXT}
     tag = {
         "type": "object",
-        "properties": {"text": text, "confidence": {"type": "number", "minimum": 0, "maximum": 1}},
+        "properties": {"text": text, "confidence": {"enum": CONFIDENCES}},
         "required": ["text", "confidence"],
         "additionalProperties": False,
     }

@@ -54,7 +54,8 @@ class TransformersModel:
             options = {"processor_kwargs": options}
         inputs = processor.apply_chat_template(
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
-        ).to(model.device, dtype=model.dtype if vision else None)
+        )
+        inputs = inputs.to(model.device, model.dtype) if vision else inputs.to(model.device)
         with torch.inference_mode():
             output = model.generate(**inputs, do_sample=False, max_new_tokens=max(r.max_tokens for r in requests))
         return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -80,8 +81,9 @@ class TransformersModel:
             kind: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
             model = kind.from_pretrained(place, dtype=dtype, **options).to(device).eval()
             processor = (AutoProcessor if vision else AutoTokenizer).from_pretrained(place, **options)
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
-            raise InputError(f"{self.name} cannot be loaded by transformers: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # loaders of a dozen formats: OSError, ValueError, struct.error, KeyError, ...
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise InputError(f"{self.name} cannot be loaded by transformers ({reason}); check the folder.") from None
         tokenizer = processor.tokenizer if vision else processor
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
