@@ -10,6 +10,8 @@ from components.stage import FAILED
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LOG = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - [A-Z]+ - (.*)$")
+# The executor's own log, which may follow a bar on one line because a bar ends without a line break.
+_EXECUTOR = re.compile(r"\[KFP Executor .*$")
 _STARTED = re.compile(r"Executing task '([\w-]+)'")
 _ENDED = re.compile(r"Task '([\w-]+)' finished with status (\w+)")
 _REUSED = re.compile(r"Task ([\w-]+) cache hit")
@@ -48,7 +50,7 @@ class Console(io.TextIOBase):
         return len(text)
 
     def _read(self, raw: str) -> None:
-        line = raw.strip()
+        line = _EXECUTOR.sub("", raw).strip()
         told = _LOG.match(line)
         if told:
             self._runner_said(told[1])

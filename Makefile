@@ -1,0 +1,47 @@
+# Needs Python 3.10 to 3.12 and make; everything else is set up by the first target that needs it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TRITON := .venv-triton
+RUN ?= runs/demo
+
+.PHONY: demo test lint bench clean setup help
+
+help:
+	@echo "make demo    set up, run the whole chain on the demo shop, print answers from Triton"
+	@echo "make test    set up, run every test"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make bench   the benchmarks that the documents quote"
+	@echo "make clean   remove environments, runs and caches"
+
+setup: $(READY)
+
+# The lock file pins every package; the editable installs add only the project itself.
+$(READY): requirements.lock pyproject.toml serving/client/pyproject.toml serving/triton_env.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+	  "Tessera needs Python 3.10 to 3.12, this is %d.%d; set PYTHON=python3.11, say." % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked packages into $(VENV) (the first time takes some minutes) …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e . -e serving/client
+	@echo "making the environment of the embedded Triton server in $(TRITON) …"
+	@$(BIN)/python -m serving.triton_env
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/tessera demo --out $(RUN)
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.decoding
+
+clean:
+	rm -rf $(VENV) $(TRITON) runs .tessera build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""Benchmarks that the documents quote; each prints a table and, as its last line, one JSON object."""
