@@ -6,7 +6,7 @@ numpy version: the embedded server runs it on numpy 1, a container on numpy 2.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ DEFAULT_K = 10
 # Limits of one request; the beam search's cost grows with k, and lists travel with every request.
 MAX_K, MAX_LIST = 500, 10_000
 
+T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 # user ids -> history of each, None for an unknown user.
 HistoriesOf = Callable[[list[str]], list[list[str] | None]]
@@ -64,17 +65,14 @@ class Answerer:
         Returns:
             For each request its outputs ([rows, most items of a row], short rows padded with "" and 0) or a Refusal.
         """
-        parsed = [_attempt(lambda r=request: _parse(r)) for request in requests]
+        parsed = [_attempt(_parse, request) for request in requests]
         histories = self._fetch([q.user for p in parsed if not isinstance(p, Refusal) for q in p if q.user is not None])
-        checked = [
-            p if isinstance(p, Refusal) else _attempt(lambda p=p: [self._check(query, histories) for query in p])
-            for p in parsed
-        ]
+        checked = [p if isinstance(p, Refusal) else _attempt(self._check_all, p, histories) for p in parsed]
         rows = [query for p in checked if not isinstance(p, Refusal) for query in p]
         try:
             found = iter(self._decode(rows))
         except TesseraError:  # a case the checks above do not foresee: find out whose it is
-            alone = [p if isinstance(p, Refusal) else _attempt(lambda p=p: self._decode(p)) for p in checked]
+            alone = [p if isinstance(p, Refusal) else _attempt(self._decode, p) for p in checked]
         else:
             alone = [p if isinstance(p, Refusal) else [next(found) for _ in p] for p in checked]
         return [a if isinstance(a, Refusal) else self._outputs(a) for a in alone]
@@ -91,6 +89,9 @@ class Answerer:
         message = "the feature store has no history of user {!r}; send a history."
         missing = {user: Refusal(message.format(user), "missing") for user in unique}
         return missing | {user: history for user, history in zip(unique, found, strict=True) if history}
+
+    def _check_all(self, rows: list[Query], histories: Mapping[str, list[str] | Refusal]) -> list[Query]:
+        return [self._check(row, histories) for row in rows]
 
     def _check(self, query: Query, histories: Mapping[str, list[str] | Refusal]) -> Query:
         history = query.history if query.user is None else histories[query.user]
@@ -155,9 +156,9 @@ class _Refused(TesseraError):
         self.refusal = refusal
 
 
-def _attempt(call: Callable[[], Any]) -> Any:
+def _attempt(call: Callable[..., T], *arguments: Any) -> T | Refusal:
     try:
-        return call()
+        return call(*arguments)
     except _Refused as error:
         return error.refusal
     except InputError as error:

@@ -46,7 +46,7 @@ output [
 {outputs}
 ]
 
-# One process decodes batches one after the other; it picks its device itself.
+# One process decodes batches one after the other.
 instance_group [ {{ kind: KIND_CPU, count: 1 }} ]
 parameters {{ key: "feature_server" value {{ string_value: "{feature_server}" }} }}
 parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}

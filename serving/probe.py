@@ -9,6 +9,8 @@ from serving.model_repository import MODEL, newest
 from tessera.errors import ServiceError
 from tessera.schema import read_table
 
+LOAD_S = 180.0
+
 
 def answering_policy(http_url: str, repository: str | Path, timeout_s: float = 30.0) -> str:
     """Version of the policy that answers a recommendation for an item of the repository's newest release.
@@ -29,6 +31,15 @@ def answering_policy(http_url: str, repository: str | Path, timeout_s: float = 3
     if not outputs.get("item_ids") or not outputs.get("policy_version"):
         raise ServiceError(f"the server at {http_url} answered without recommendations; look into its log.")
     return str(outputs["policy_version"][0])
+
+
+def load(http_url: str) -> None:
+    """Make a server with explicit model control load the newest release.
+
+    Raises:
+        ServiceError: it is not up, or refused the release and serves the one before.
+    """
+    post(f"{http_url}/v2/repository/models/{MODEL}/load", {}, LOAD_S)
 
 
 def post(url: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:

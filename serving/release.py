@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from serving.model_repository import MODEL, export, newest, prune, releases, withdraw
-from serving.probe import answering_policy, post
+from serving.model_repository import export, newest, prune, releases, withdraw
+from serving.probe import answering_policy, load
 from serving.server import http_url_of, running
 from tessera.errors import ServiceError
-
-LOAD_S = 180.0
 
 
 def release(policy_bundle: str | Path, repository: str | Path, http_url: str | None = None, **options: Any) -> Path:
@@ -50,7 +48,7 @@ def reload(http_url: str, repository: str | Path) -> str:
         ServiceError: the server is not up, refused the release, or answers with another policy.
     """
     number, manifest = newest(repository)
-    post(f"{http_url}/v2/repository/models/{MODEL}/load", {}, LOAD_S)
+    load(http_url)
     answered = answering_policy(http_url, repository)
     if answered != manifest.version:
         raise ServiceError(f"{http_url} answers with policy {answered}, not {manifest.version} of release {number}.")

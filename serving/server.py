@@ -15,7 +15,8 @@ import httpx
 
 from serving import triton_env
 from serving.model_repository import MODEL, newest
-from serving.probe import answering_policy
+from serving.probe import answering_policy, load
+from serving.user_history import FEATURE_SERVER
 from tessera.errors import InputError, ServiceError
 from tessera.files import read_json, write_json
 
@@ -30,6 +31,7 @@ class TritonServer:
         repository: model repository with at least one release (see `serving.model_repository.export`). `server.log` and
             `server.json`, the running server's state, are written beside it.
         http_port, grpc_port, metrics_port: 0 takes a free one.
+        feature_server: URL of Feast's feature server beside it, instead of the one that each release was exported with.
     """
 
     def __init__(
@@ -39,11 +41,12 @@ class TritonServer:
         http_port: int = 8000,
         grpc_port: int = 8001,
         metrics_port: int = 8002,
+        feature_server: str | None = None,
         startup_s: float = STARTUP_S,
     ) -> None:
         self.repository = Path(repository).absolute()
         self.log = self.repository.parent / "server.log"
-        self.host, self.startup_s = host, startup_s
+        self.host, self.feature_server, self.startup_s = host, feature_server, startup_s
         http, grpc, metrics = _ports(host, [http_port, grpc_port, metrics_port])
         self.ports = {"http": http, "grpc": grpc, "metrics": metrics}
         self._id = f"tessera-{uuid.uuid4().hex}"
@@ -70,23 +73,24 @@ class TritonServer:
         Raises:
             ServiceError: nothing to serve, a port is busy, a server runs already, it died, or was not ready in time.
         """
-        _, manifest = newest(self.repository)
+        newest(self.repository)
         if other := running(self.repository):
             raise ServiceError(f"a server of {self.repository} runs already (process {other['pid']}); stop it first.")
         _refuse_busy(self.host, self.ports)
         environment = triton_env.ensure()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command(environment), env=environment.variables(), stdin=subprocess.DEVNULL, stdout=log,
+                self._command(environment), env=self._variables(environment), stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         try:
-            self._wait_until_ready(manifest.version)
+            # Written before the wait: a release made meanwhile either finds this server or is found by it.
+            state = {"pid": self._process.pid, "id": self._id, "host": self.host, **self.ports}
+            write_json(self.repository.parent / STATE, state)
+            self._wait_until_ready()
         except BaseException:
             self.stop()
             raise
-        state = {"pid": self._process.pid, "id": self._id, "host": self.host, **self.ports}
-        write_json(self.repository.parent / STATE, state)
         return self
 
     def wait(self) -> int:
@@ -122,6 +126,10 @@ class TritonServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _variables(self, environment: triton_env.TritonEnvironment) -> dict[str, str]:
+        own = {} if self.feature_server is None else {FEATURE_SERVER: self.feature_server}
+        return environment.variables() | own
+
     def _command(self, environment: triton_env.TritonEnvironment) -> list[str]:
         triton, ports = environment.triton, self.ports
         return [
@@ -134,8 +142,8 @@ class TritonServer:
             f"--http-port={ports['http']}", f"--grpc-port={ports['grpc']}", f"--metrics-port={ports['metrics']}",
         ]  # fmt: skip
 
-    def _wait_until_ready(self, policy_version: str) -> None:
-        """Ready is an answer of the expected policy from the process started here: Triton's own word is not enough."""
+    def _wait_until_ready(self) -> None:
+        """Ready is an answer of the newest policy from the process started here: Triton's own word is not enough."""
         assert self._process is not None
         deadline, problem = time.monotonic() + self.startup_s, "no answer"
         while time.monotonic() < deadline:
@@ -143,10 +151,11 @@ class TritonServer:
                 raise ServiceError(f"the Triton server ended with status {status} while starting: {self._log_tail()}")
             try:
                 if server_id(self.http_url) == self._id:
-                    answered = answering_policy(self.http_url, self.repository)
-                    if answered == policy_version:
+                    answered, wanted = answering_policy(self.http_url, self.repository), newest(self.repository)[1]
+                    if answered == wanted.version:
                         return
-                    problem = f"it answered with policy {answered} instead of {policy_version}"
+                    problem = f"it answers with policy {answered} instead of {wanted.version}"
+                    load(self.http_url)  # the release came while the server started
             except ServiceError as error:
                 problem = str(error)
             time.sleep(0.1)

@@ -186,8 +186,8 @@ def _libpython() -> Path | None:
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     libdir = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
     multiarch = sysconfig.get_config_var("MULTIARCH") or "x86_64-linux-gnu"
-    folders = [f"{sys.base_prefix}/lib", libdir, libdir / multiarch, f"/usr/lib/{multiarch}", "/usr/lib64"]
-    return next((Path(folder) for folder in folders if (Path(folder) / name).is_file()), None)
+    folders = [Path(sys.base_prefix) / "lib", libdir, libdir / multiarch, Path("/usr/lib") / multiarch]
+    return next((folder for folder in [*folders, Path("/usr/lib64")] if (folder / name).is_file()), None)
 
 
 def main() -> int:

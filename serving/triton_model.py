@@ -14,7 +14,7 @@ import torch
 import triton_python_backend_utils as triton  # part of Triton's Python backend, not installable
 
 from serving.answering import Answerer, Arrays, Refusal
-from serving.user_history import UserHistories
+from serving.user_history import FEATURE_SERVER, UserHistories
 from tessera.decoding.recommender import Recommender
 
 INPUTS = ("history", "history_ids", "user_id", "k", "exclude", "allow", "include_history")
@@ -36,7 +36,8 @@ class TritonPythonModel:
         some, k = recommender.item_ids[:8], min(10, len(recommender.item_ids))
         for batch in (1, len(some)):
             recommender.recommend([[item] for item in some[:batch]], k, exclude_history=False)
-        self._answerer = Answerer(recommender, UserHistories(parameters["feature_server"]))
+        feature_server = os.environ.get(FEATURE_SERVER, parameters["feature_server"])
+        self._answerer = Answerer(recommender, UserHistories(feature_server))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch; each request gets its own response, an error where it is malformed."""

@@ -6,6 +6,8 @@ import httpx
 
 from tessera.errors import ServiceError
 
+# Environment variable: where this server finds the feature server, whatever a release's configuration says.
+FEATURE_SERVER = "TESSERA_FEATURE_SERVER"
 FEATURE = "user_history:item_ids"
 TIMEOUT_S = 2.0
 

@@ -95,6 +95,7 @@ def triton(
 ) -> Iterator[TritonServer]:
     """A real Triton server with the first policy; a test that loads another puts the first back."""
     repository = tmp_path_factory.mktemp("triton") / "models"
-    export(policies[0], repository, feature_server=features.url, threads=1)
-    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    export(policies[0], repository, feature_server="http://127.0.0.1:9", threads=1)
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    with TritonServer(repository, feature_server=features.url, **ports) as server:
         yield server

@@ -1,12 +1,14 @@
 """A real Triton server: requests, batching, hot swaps under traffic, and what it does when something is wrong."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,7 @@ def test_requests_of_different_shapes_share_a_decode_and_a_bad_one_fails_alone(
 
 
 def test_policies_swap_under_traffic_without_a_failed_or_mixed_answer(
-    triton: TritonServer, policies: tuple[Path, Path], engines: dict[str, Engine], features: Any
+    triton: TritonServer, policies: tuple[Path, Path], engines: dict[str, Engine]
 ) -> None:
     expected = {
         version: [[one.item_id for one in engine.recommend([history], 5)[0]] for history in HISTORIES]
@@ -155,10 +157,9 @@ def test_policies_swap_under_traffic_without_a_failed_or_mixed_answer(
     threads = [threading.Thread(target=keep_asking, args=(protocol,)) for protocol in PROTOCOLS * 2]
     for thread in threads:
         thread.start()
-    options = {"feature_server": features.url, "threads": 1}
     try:
         for policy in (policies[1], policies[0]):  # promote, roll back
-            release(policy, triton.repository, **options)
+            release(policy, triton.repository, threads=1)
             answered_before = len(seen)
             deadline = time.monotonic() + 30
             while len(seen) < answered_before + 20 and time.monotonic() < deadline:
@@ -224,11 +225,20 @@ def test_a_server_whose_policy_is_broken_or_whose_model_died_is_not_ready(
         server.start()
     assert running(tmp_path / "models") is None
     sids.write_bytes(content)
-    with server:
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.stop)
+        with ThreadPoolExecutor(1) as pool:
+            meanwhile = pool.submit(release_once_it_starts, policies[1], tmp_path / "models")
+            server.start()
+        meanwhile.result()
+        newest_policy = load_manifest(policies[1], "policy").version
+        assert answering_policy(server.http_url, server.repository) == newest_policy
         state = running(tmp_path / "models")
         assert state is not None
-        (model_process,) = children(state["pid"])
-        os.kill(model_process, signal.SIGKILL)
+        processes = children(state["pid"])  # that of the release before may still be ending
+        assert processes
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
         assert httpx.get(f"{server.http_url}/v2/models/tessera/ready", timeout=10).is_success  # what Triton believes
         with pytest.raises(ServiceError):
             answering_policy(server.http_url, server.repository, timeout_s=3)
@@ -236,6 +246,13 @@ def test_a_server_whose_policy_is_broken_or_whose_model_died_is_not_ready(
     assert running(tmp_path / "models") is None
     with Recommender(server.grpc_url) as client, pytest.raises(ServerUnavailable, match="no server answers at"):
         client.recommend(["100"])
+
+
+def release_once_it_starts(policy: Path, repository: Path) -> None:
+    """A promotion while the server starts: whichever of the two comes first, the newest policy must serve."""
+    while not (repository.parent / "server.json").exists():
+        time.sleep(0.01)
+    release(policy, repository)
 
 
 def children(pid: int) -> list[int]:
