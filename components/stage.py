@@ -25,7 +25,8 @@ def run_stage(name: str, stats: str, function: Callable[..., Any], *args: Any, *
     try:
         result = function(*args, **kwargs)
     except TesseraError as error:
-        print(f"{FAILED}{error}", file=sys.stderr, flush=True)
+        # Every line is marked: a gate says several, and a reader must tell them from other output.
+        print("\n".join(f"{FAILED}{line}" for line in str(error).splitlines()), file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     details = result if isinstance(result, dict) else {}
     write_json(stats, {**details, "stage": name, "seconds": round(time.monotonic() - started, 3)})

@@ -26,7 +26,7 @@ class Console(io.TextIOBase):
 
     Attributes:
         reused: steps whose outputs came from an earlier run.
-        failure: the sentence with which a step ended, if one did.
+        failure: the message with which a step ended, if one did.
     """
 
     def __init__(self, log: TextIO, screen: TextIO) -> None:
@@ -55,7 +55,8 @@ class Console(io.TextIOBase):
         if told:
             self._runner_said(told[1])
         elif FAILED in line:
-            self.failure = line.split(FAILED, 1)[1]
+            said = line.split(FAILED, 1)[1]
+            self.failure = said if self.failure is None else f"{self.failure}\n{said}"
         elif _BAR.search(line):
             self._show(f"    {line}", replace=True)
         elif _SPOKEN.match(line) and self._step and not line.startswith("http"):

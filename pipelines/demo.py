@@ -21,7 +21,7 @@ def demo(settings: Settings, out: Path, users: int) -> None:
 
     runs.training(settings, out)
     # Ports are the machine's to choose here, so that a demo never meets a server that runs already.
-    platform = replace(settings.platform, http_port=0, grpc_port=0, metrics_port=0)
+    platform = replace(settings.platform, http_port=0, grpc_port=0, metrics_port=0, features_port=0)
     catalogue = out / "catalogue"
     titles = _titles(read_table("items", catalogue / "items.parquet"))
     scenes = _scenes(catalogue / "truth.parquet")

@@ -71,7 +71,6 @@ def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path
     from kfp import local
 
     out.mkdir(parents=True, exist_ok=True)
-    save_settings(settings, out / "settings.json")
     started = time.monotonic()
     with (
         (out / "run.log").open("a", encoding="utf-8") as log,
@@ -98,6 +97,8 @@ def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path
     outputs = {name: Path(artifact.path) for name, artifact in task.outputs.items()}
     for name, path in outputs.items():
         _link(out / _named(name), path)
+    # Last, so that a run that fails leaves the settings of the one whose results are here.
+    save_settings(settings, out / "settings.json")
     return {**outputs, "reused": console.reused, "seconds": time.monotonic() - started}
 
 

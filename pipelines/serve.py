@@ -1,6 +1,7 @@
 """The embedded servers of a platform: Triton with the champion, and Feast's feature server beside it."""
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from tessera.errors import InputError, ServiceError
 
 @contextmanager
 def servers(home: Path, platform: PlatformSettings) -> Iterator[tuple[TritonServer, FeatureServer]]:
-    """Both servers, ready inside the block and gone after it.
+    """Both servers, ready inside the block and gone after it; a port of 0 takes a free one.
 
     Raises:
         InputError: nothing was promoted yet. ServiceError: a port is busy or a server does not start.
@@ -24,10 +25,17 @@ def servers(home: Path, platform: PlatformSettings) -> Iterator[tuple[TritonServ
     repository = home / "triton" / "models"
     if not releases(repository):
         raise InputError(f"nothing is promoted in {home} yet; run `tessera run training` or `tessera promote` first.")
-    features = FeatureServer(home, platform.host, platform.features_port)
-    triton = TritonServer(repository, platform.host, platform.http_port, platform.grpc_port, platform.metrics_port)
+    features = FeatureServer(home, platform.host, platform.features_port or _free_port(platform.host))
+    ports = platform.http_port, platform.grpc_port, platform.metrics_port
+    triton = TritonServer(repository, platform.host, *ports, feature_server=features.url)
     with features, triton:
         yield triton, features
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])
 
 
 def serve(home: Path, platform: PlatformSettings) -> None:
