@@ -1,0 +1,97 @@
+"""What a local run gives to each step, and where its platform is."""
+
+import dataclasses
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.local import arguments, home_of, source_digest
+from pipelines.tokenization import tokenization
+from pipelines.training import training
+from tessera.config import PlatformSettings, Settings, from_json, preset
+from tessera.errors import InputError
+
+
+def test_home_is_the_setting_then_the_environment_then_the_catalogues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TESSERA_HOME", raising=False)
+    shop = preset("demo")
+    assert home_of(shop) == tmp_path / ".tessera" / "shop"
+    own = replace(preset("catalogue"), path=tmp_path / "data" / ".." / "my beauty")
+    assert home_of(own) == tmp_path / ".tessera" / "my beauty"
+    monkeypatch.setenv("TESSERA_HOME", "from-environment")
+    assert home_of(own) == home_of(shop) == tmp_path / "from-environment"
+    chosen = replace(shop, platform=PlatformSettings(home=Path("chosen")))
+    assert home_of(chosen) == tmp_path / "chosen"
+
+
+SECTIONS = {
+    "ingest_settings": {"source", "path", "seed", "catalogue", "shop"},
+    "enrichment_settings": {"catalogue", "enrichment"},
+    "tokenizer_settings": {"seed", "tokenizer"},
+    "policy_settings": {"seed", "policy", "evaluation"},
+    "evaluation_settings": {"evaluation", "platform"},
+    "platform_settings": {field.name for field in dataclasses.fields(Settings)},
+}
+
+
+def test_each_step_gets_only_the_sections_it_uses(tmp_path: Path) -> None:
+    settings = preset("demo")
+    given = arguments(settings, tmp_path / "home", tmp_path / "spring")
+    for name, sections in SECTIONS.items():
+        assert set(json.loads(given[name])) == sections, name
+        built = from_json(given[name])
+        assert all(getattr(built, section) == getattr(settings, section) for section in sections)
+    assert given["title"] == "spring"
+    assert given["home"] == str(tmp_path / "home")
+    assert set(given) == set(training.component_spec.inputs)
+    assert set(tokenization.component_spec.inputs) <= set(given)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "changed"),
+    [
+        ("shop", "items", 61, {"ingest_settings"}),
+        ("tokenizer", "epochs", 3, {"tokenizer_settings"}),
+        ("policy", "epochs", 3, {"policy_settings"}),
+        ("enrichment", "batch_size", 3, {"enrichment_settings"}),
+        ("evaluation", "beam", 21, {"policy_settings", "evaluation_settings"}),
+    ],
+)
+def test_a_changed_setting_reaches_only_the_steps_that_use_it(
+    tmp_path: Path, section: str, field: str, value: int, changed: set[str]
+) -> None:
+    settings = preset("demo")
+    other = replace(settings, **{section: replace(getattr(settings, section), **{field: value})})
+    one, two = (arguments(each, tmp_path, tmp_path) for each in (settings, other))
+    assert {name for name in one if one[name] != two[name]} == changed | {"platform_settings"}
+
+
+def test_a_source_digest_follows_names_sizes_and_times(tmp_path: Path) -> None:
+    assert source_digest(None) == ""
+    (tmp_path / "images").mkdir()
+    for name in ("items.parquet", "images/a.jpg"):
+        (tmp_path / name).write_bytes(b"content")
+    seen = {source_digest(tmp_path)}
+    assert source_digest(tmp_path) in seen
+
+    def changed() -> bool:
+        known = len(seen)
+        seen.add(source_digest(tmp_path))
+        return len(seen) > known
+
+    (tmp_path / "items.parquet").write_bytes(b"contents")
+    assert changed()
+    os.utime(tmp_path / "images" / "a.jpg", (1, 1))
+    assert changed()
+    (tmp_path / "images" / "a.jpg").rename(tmp_path / "images" / "b.jpg")
+    assert changed()
+    (tmp_path / "images" / "c.jpg").touch()
+    assert changed()
+    with pytest.raises(InputError, match=r"is not a folder; --path must name"):
+        source_digest(tmp_path / "items.parquet")
