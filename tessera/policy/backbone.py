@@ -50,7 +50,7 @@ def build(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_
         texts: catalogue texts that `tiny` learns its BPE vocabulary from.
 
     Raises:
-        InputError: a pretrained backbone that cannot be loaded.
+        InputError: a pretrained backbone that cannot be loaded, or that has no token to open a prompt with.
     """
     torch.manual_seed(seed)
     if settings.backbone == "tiny":
@@ -59,9 +59,15 @@ def build(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_
 
 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, levels: int, codebook_size: int) -> Backbone:
-    """Find the SID tokens in a vocabulary that has them."""
+    """Find the SID tokens in a vocabulary that has them; a prompt opens with BOS, else with EOS.
+
+    Raises:
+        InputError: neither of the two is in the vocabulary.
+    """
     ids = tokenizer.convert_tokens_to_ids(sid_token_names(levels, codebook_size))
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if bos is None:
+        raise InputError("the backbone's tokenizer has neither a BOS nor an EOS token to open a prompt; use another.")
     return Backbone(model, tokenizer, torch.tensor(ids).view(levels, codebook_size), int(bos))
 
 
@@ -127,11 +133,19 @@ def _with_lora(backbone: Backbone, settings: PolicySettings) -> Backbone:
         lora_alpha=2 * settings.lora_rank,
         lora_dropout=settings.dropout,
         target_modules="all-linear",
-        trainable_token_indices=backbone.sid_tokens.flatten().tolist(),
+        trainable_token_indices=_trainable_rows(backbone),
         task_type="CAUSAL_LM",
     )
     adapted: Any = get_peft_model(backbone.model, config)
     return Backbone(adapted, backbone.tokenizer, backbone.sid_tokens, backbone.bos)
+
+
+def _trainable_rows(backbone: Backbone) -> dict[str, list[int]]:
+    """The SID rows by module name: of the embedding, which a tied head follows, and of a head with its own weights."""
+    model, rows = backbone.model, backbone.sid_tokens.flatten().tolist()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embedding] if head.weight is embedding.weight else [embedding, head]
+    return {name: rows for name, module in model.named_modules() if any(module is layer for layer in layers)}
 
 
 def add_dropout(model: PreTrainedModel, rate: float) -> None:

@@ -44,13 +44,14 @@ def run(
         metrics: the best epoch, its validation numbers on the sampled users, the curve, and seconds.
 
     Raises:
-        BundleError: `sids` are not of the tokenizer bundle.
+        BundleError: no tokenizer bundle, or `sids` are not of it.
+        InputError: a missing or unusable table, or a backbone that cannot be loaded.
     """
     started = time.monotonic()
+    manifest = bundles.load_manifest(tokenizer, "tokenizer")
     fingerprint = _fingerprint([items, splits, sids, tokenizer / bundles.MANIFEST], settings, evaluation, seed)
     if (finished := _finished(bundle, fingerprint)) is not None:
         return finished
-    manifest = bundles.load_manifest(tokenizer, "tokenizer")
     table = read_table("sids", sids)
     if tokenizer_version_of(table) != manifest.version:
         raise BundleError(

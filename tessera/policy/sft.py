@@ -188,7 +188,11 @@ def _resume(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimiz
     _load_weights(trained, load_file(work / f"{progress.epoch}.{WEIGHTS}"))
     moments = load_file(work / f"{progress.epoch}.{MOMENTS}")
     for name, parameter in trained.items():
-        optimizer.state[parameter] = {key: moments[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
+        optimizer.state[parameter] = {
+            "step": moments[f"step.{name}"],  # AdamW counts steps on the CPU
+            "exp_avg": moments[f"exp_avg.{name}"].to(parameter.device),
+            "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter.device),
+        }
     log.info("resuming policy training after epoch %d: %s", progress.epoch, json.dumps(progress.curve[-1]))
     return progress
 
