@@ -73,14 +73,14 @@ def promote(
     """
     from components.promote import promotion
 
-    _moved(promotion.promote(_home(home), platform, version))
+    _moved(promotion.promote(_home(home or platform.home), platform, version))
 
 
 def rollback(home: Home = None, platform: PlatformSettings = PLATFORM) -> None:
     """Make the previous champion the champion again, with its tokenizer and features."""
     from components.promote import promotion
 
-    _moved(promotion.rollback(_home(home), platform))
+    _moved(promotion.rollback(_home(home or platform.home), platform))
 
 
 def versions(home: Home = None, mlflow_url: str = "") -> None:
@@ -127,7 +127,7 @@ def serve(home: Home = None, platform: PlatformSettings = PLATFORM) -> None:
     """Serve the champion with Triton, and its features with Feast's feature server, until interrupted."""
     from pipelines.serve import serve as start
 
-    start(_home(home), platform)
+    start(_home(home or platform.home), platform)
 
 
 def recommend(

@@ -39,23 +39,27 @@ def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
         "ingest_settings": only("source", "path", "seed", "catalogue", "shop"),
         "enrichment_settings": only("catalogue", "enrichment"),
         "tokenizer_settings": only("seed", "tokenizer"),
-        "policy_settings": only("seed", "policy", "evaluation"),
+        "policy_settings": only("seed", "policy"),
         "evaluation_settings": only("evaluation", "platform"),
         "platform_settings": to_json(settings),
         "home": str(home),
         "work": str(out / "work"),
-        "source_digest": source_digest(settings.path),
+        "source_digest": source_digest(settings.path, settings.source),
         "title": out.name,
     }
 
 
-def source_digest(path: Path | None) -> str:
-    """Names, sizes and times of a source's files: enough to see that it changed, cheap for any size."""
+def source_digest(path: Path | None, source: str = "parquet") -> str:
+    """Names, sizes and times of a source's files: enough to see that it changed, cheap for any size.
+
+    The photos of an `amazon` source are left out: ingest itself downloads them there.
+    """
     if path is None:
         return ""
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; --path must name the folder that holds the catalogue's files.")
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    skipped = path / "images" if source == "amazon" else None
+    files = sorted(p for p in path.rglob("*") if p.is_file() and (skipped is None or skipped not in p.parents))
     return sha256_of(*(f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files))[:16]
 
 
@@ -90,9 +94,11 @@ def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path
         try:
             with contextlib.redirect_stdout(console):
                 task = pipeline(**parameters)
-        except RuntimeError as error:
+        except RuntimeError:  # the runner's own words name the task again, and nothing else
             where = f"step '{console.failed_step}' failed" if console.failed_step else "the run failed"
-            reason = console.failure or f"unexpectedly ({error})"
+            reason = console.failure or (
+                "it ended unexpectedly; without a traceback in the log it was killed, say for want of memory."
+            )
             raise TesseraError(f"{where}: {reason} The whole log is {out / 'run.log'}.") from None
     outputs = {name: Path(artifact.path) for name, artifact in task.outputs.items()}
     for name, path in outputs.items():
@@ -158,6 +164,8 @@ def _environment() -> Any:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",
         "PYTHONUNBUFFERED": "1",
+        # Threads that spin while they wait cost more than they save as soon as another process wants a core.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

@@ -48,7 +48,7 @@ def training(
             that a change of one setting does not make a cache forget the steps before it.
         enrichment_settings: JSON of settings: catalogue, enrichment.
         tokenizer_settings: JSON of settings: seed, tokenizer.
-        policy_settings: JSON of settings: seed, policy, evaluation.
+        policy_settings: JSON of settings: seed, policy.
         evaluation_settings: JSON of settings: evaluation, platform.
         platform_settings: JSON of all settings, logged with the run.
         home: folder of the platform.

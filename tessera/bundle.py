@@ -56,7 +56,7 @@ def save(
         write(staging)
         files = {p.relative_to(staging).as_posix(): sha256_file(p) for p in sorted(staging.rglob("*")) if p.is_file()}
         config, extra = json.loads(json.dumps(config, default=str)), extra or {}
-        version = sha256_of(kind, json.dumps([config, files, parent, extra], sort_keys=True))[:12]
+        version = _digest(kind, config, files, parent, extra)
         manifest = Manifest(kind, version, config, metrics, files, parent, SCHEMA_VERSION, extra)
         write_json(staging / MANIFEST, asdict(manifest))
         staging.chmod(0o755)
@@ -72,7 +72,8 @@ def load_manifest(folder: str | Path, kind: str, *, verify: bool = True) -> Mani
     """Read and check the manifest of a bundle; with `verify`, hash every file.
 
     Raises:
-        BundleError: no manifest, another kind or schema version, or a file that is missing or was altered.
+        BundleError: no manifest, another kind or schema version, or a file (the manifest too) that is missing or was
+            altered.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -95,6 +96,8 @@ def load_manifest(folder: str | Path, kind: str, *, verify: bool = True) -> Mani
         raise BundleError(f"{folder / MANIFEST} is not a bundle manifest ({error}); train again.") from None
     if manifest.kind != kind:
         raise BundleError(f"{folder} is a {manifest.kind} bundle, but a {kind} bundle is needed here.")
+    if manifest.version != _digest(kind, manifest.config, manifest.files, manifest.parent, manifest.extra):
+        raise BundleError(f"{folder} is damaged: {MANIFEST} does not match its version; copy the bundle again.")
     for name, digest in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -102,3 +105,8 @@ def load_manifest(folder: str | Path, kind: str, *, verify: bool = True) -> Mani
         if verify and sha256_file(path) != digest:
             raise BundleError(f"{folder} is damaged: {name} does not match its SHA-256; copy the bundle again.")
     return manifest
+
+
+def _digest(kind: str, config: Any, files: Any, parent: Any, extra: Any) -> str:
+    """The version of a bundle: everything but its metrics, which hold nothing that loading depends on."""
+    return sha256_of(kind, json.dumps([config, files, parent, extra], sort_keys=True))[:12]

@@ -20,7 +20,7 @@ def train_policy(
     """Supervised fine-tuning on next-SID prediction, stopped early on validation.
 
     Args:
-        settings: JSON of the settings; policy, evaluation and seed are used.
+        settings: JSON of the settings; policy and seed are used.
         work: folder of the checkpoints, kept between tries.
     """
     from pathlib import Path

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from tessera.decoding.index import CatalogueIndex
@@ -33,6 +34,9 @@ class Recommender:
 
     Args:
         sids: table of schema "sids"; its row order numbers the items.
+
+    Raises:
+        InputError: no item, an item or a SID twice, or codes that the policy does not have.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class Recommender:
         self.policy_version, self.tokenizer_version = policy_version, tokenizer_version
         self.item_ids: list[str] = sids["item_id"].to_pylist()
         self.sids: list[str] = sids["sid"].to_pylist()
-        self.codes = np.stack(sids["codes"].combine_chunks().to_numpy(zero_copy_only=False)).astype(np.int64)
+        self.codes = _codes(sids, len(backbone.sid_tokens))
         self.index = CatalogueIndex.build(self.codes, codebook_size)
         self._row = {item: row for row, item in enumerate(self.item_ids)}
         if len(self._row) != len(self.item_ids):
@@ -155,6 +159,13 @@ class Recommender:
 
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+def _codes(sids: pa.Table, levels: int) -> np.ndarray:
+    column = sids["codes"].combine_chunks()
+    if not pc.all(pc.equal(pc.list_value_length(column), levels)).as_py():
+        raise InputError(f"the policy writes SIDs of {levels} codes and some of these are longer or shorter; use its own.")
+    return column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(-1, levels)
 
 
 def _no_history(given: Ids) -> str:

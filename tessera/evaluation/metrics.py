@@ -5,16 +5,17 @@ from collections.abc import Iterable
 import numpy as np
 
 KS = (1, 5, 10, 20)
+MISSED = int(np.iinfo(np.int64).max)
 
 
 def ranks(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Rank of each target in its answer, 0 for the first place, and the answer's length where it is not in it.
+    """Rank of each target in its answer, 0 for the first place, and MISSED, beyond every K, where it is not in it.
 
     Args:
         rows: [users, n] item numbers in falling order, -1 where the answer is shorter; targets: [users].
     """
     hit = rows == targets[:, None]
-    return np.where(hit.any(axis=1), hit.argmax(axis=1), rows.shape[1])
+    return np.where(hit.any(axis=1), hit.argmax(axis=1), MISSED)
 
 
 def hit_rate(rank: np.ndarray, k: int) -> float:

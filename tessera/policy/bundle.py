@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -78,7 +79,7 @@ def load_policy(folder: Path, sids: Path | None = None, *, verify: bool = True) 
     try:
         model = AutoModelForCausalLM.from_pretrained(folder / MODEL, local_files_only=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / MODEL, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise BundleError(f"the model in {folder} cannot be loaded ({reason}); train again.") from None
     finally:

@@ -49,7 +49,7 @@ def run(
     """
     started = time.monotonic()
     manifest = bundles.load_manifest(tokenizer, "tokenizer")
-    fingerprint = _fingerprint([items, splits, sids, tokenizer / bundles.MANIFEST], settings, evaluation, seed)
+    fingerprint = _fingerprint([items, splits, sids, tokenizer / bundles.MANIFEST], settings, seed)
     if (finished := _finished(bundle, fingerprint)) is not None:
         return finished
     table = read_table("sids", sids)
@@ -113,8 +113,8 @@ def _texts(items: pa.Table) -> list[str]:
     return [f"{title}. {text}" for title, text in zip(*columns, strict=True)]
 
 
-def _fingerprint(files: list[Path], settings: PolicySettings, evaluation: EvaluationSettings, seed: int) -> str:
-    return sha256_of(*map(sha256_file, files), to_json(settings), to_json(evaluation), str(seed))
+def _fingerprint(files: list[Path], settings: PolicySettings, seed: int) -> str:
+    return sha256_of(*map(sha256_file, files), to_json(settings), str(seed))
 
 
 def _finished(bundle: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -138,7 +138,7 @@ def _flip_byte(folder: Path) -> None:
         (lambda f: (f / bundles.MANIFEST).unlink(), "no readable manifest.json"),
         (lambda f: _edit_manifest(f, schema_version=2), "schema version 2, this Tessera reads 1"),
         (lambda f: _edit_manifest(f, kind="policy"), "is a policy bundle, but a tokenizer bundle"),
-        (lambda f: _edit_manifest(f, config={"levels": 3}), "does not hold a tokenizer of this release"),
+        (lambda f: _edit_manifest(f, config={"levels": 3}), "manifest.json does not match its version"),
     ],
 )
 def test_damaged_bundles_are_refused(damage: Callable, message: str, make_embeddings: Callable, fit_table: Callable,
