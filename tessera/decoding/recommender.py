@@ -164,7 +164,7 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 def _codes(sids: pa.Table, levels: int) -> np.ndarray:
     column = sids["codes"].combine_chunks()
     if not pc.all(pc.equal(pc.list_value_length(column), levels)).as_py():
-        raise InputError(f"the policy writes SIDs of {levels} codes and some of these are longer or shorter; use its own.")
+        raise InputError(f"the policy writes SIDs of {levels} codes, some of these are longer or shorter; use its own.")
     return column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(-1, levels)
 
 
