@@ -34,7 +34,7 @@ SECTIONS = {
     "ingest_settings": {"source", "path", "seed", "catalogue", "shop"},
     "enrichment_settings": {"catalogue", "enrichment"},
     "tokenizer_settings": {"seed", "tokenizer"},
-    "policy_settings": {"seed", "policy", "evaluation"},
+    "policy_settings": {"seed", "policy"},
     "evaluation_settings": {"evaluation", "platform"},
     "platform_settings": {field.name for field in dataclasses.fields(Settings)},
 }
@@ -60,7 +60,7 @@ def test_each_step_gets_only_the_sections_it_uses(tmp_path: Path) -> None:
         ("tokenizer", "epochs", 3, {"tokenizer_settings"}),
         ("policy", "epochs", 3, {"policy_settings"}),
         ("enrichment", "batch_size", 3, {"enrichment_settings"}),
-        ("evaluation", "beam", 21, {"policy_settings", "evaluation_settings"}),
+        ("evaluation", "beam", 21, {"evaluation_settings"}),
     ],
 )
 def test_a_changed_setting_reaches_only_the_steps_that_use_it(
