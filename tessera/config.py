@@ -264,8 +264,9 @@ def load_settings(path: str | Path) -> Settings:
     """Read what `save_settings` wrote."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read the settings file {path} ({error.strerror}); check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InputError(f"cannot read the settings file {path} ({reason}); check the path.") from None
     return from_json(text)
 
 

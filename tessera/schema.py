@@ -68,14 +68,13 @@ def conform(name: str, table: pa.Table, origin: str = "the table") -> pa.Table:
             f"{origin} is not a '{name}' table: column {', '.join(map(repr, missing))} is missing "
             f"(it has {', '.join(table.column_names) or 'none'}); expected {', '.join(schema.names)}."
         )
-    try:
-        table = table.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise InputError(f"{origin} does not fit the '{name}' schema: {error}.") from None
     for field in schema:
         if not field.nullable and table[field.name].null_count:
             raise InputError(f"{origin}: column '{field.name}' of a '{name}' table must not be null.")
-    return table
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise InputError(f"{origin} does not fit the '{name}' schema: {error}.") from None
 
 
 def write_table(name: str, table: pa.Table, path: str | Path) -> None:

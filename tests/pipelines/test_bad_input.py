@@ -1,6 +1,7 @@
 """Bad input on the command line: one clear sentence, exit code 2, no traceback, and nothing of before is lost."""
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,6 @@ def test_a_source_that_cannot_be_read(
         (["promote", "7"], "sid-policy has no version '7'"),
         (["promote", "queen"], "sid-policy has no alias 'queen'"),
         (["rollback"], "previous"),
-        (["serve", "--platform.grpc-port=1"], "port 1 "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -169,3 +169,17 @@ def test_a_platform_is_asked_for_what_it_has_not(
     assert says in refused(*arguments, f"--home={calm.home}").err
     assert {name: sha256_file(calm.home / name) for name in watched} == before
     assert snapshot(calm.home / "triton" / "models") == releases
+
+
+@pytest.mark.e2e
+@pytest.mark.integration
+@pytest.mark.timeout(900)
+def test_servers_do_not_start_on_a_busy_port(calm: Any, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.serve.signal.signal", lambda *_: None)  # pytest keeps its own
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        said = refused("serve", f"--home={calm.home}", f"--platform.features-port={port}").err
+    assert f"cannot listen on 127.0.0.1:{port}" in said
+    assert "choose another --platform.features-port" in said
