@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tessera.errors import TesseraError
+from tessera.errors import InputError, TesseraError
 from tessera.files import sha256_file
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def photo_hash(path: Path) -> str:
     """SHA-256 of the photo's bytes; "missing" for a file that is not there, so that its arrival changes the key."""
     try:
         return sha256_file(path)
-    except OSError:
+    except (OSError, InputError):
         return "missing"
 
 

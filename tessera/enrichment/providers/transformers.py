@@ -79,7 +79,7 @@ class TransformersModel:
             config = AutoConfig.from_pretrained(place, **options)
             vision = getattr(config, "vision_config", None) is not None
             kind: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-            model = kind.from_pretrained(place, dtype=dtype, **options).to(device).eval()
+            model = kind.from_pretrained(place, config=config, dtype=dtype, **options).to(device).eval()
             processor = (AutoProcessor if vision else AutoTokenizer).from_pretrained(place, **options)
         except Exception as error:  # loaders of a dozen formats: OSError, ValueError, struct.error, KeyError, ...
             reason = " ".join(str(error).split())[:300] or type(error).__name__
