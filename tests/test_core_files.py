@@ -115,7 +115,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-    write_text(path, "new")
+    with path.open() as reader:  # who has the old file open keeps on reading it whole
+        write_text(path, "new")
+        assert reader.read() == "old"
     assert path.read_text() == "new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644  # not mkstemp's 0600: other users serve these files
 

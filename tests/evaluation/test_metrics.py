@@ -47,3 +47,5 @@ def test_popularity() -> None:
     train = [np.array([1, 3, 1]), np.array([0, 3, 1, 4]), np.array([0, 3]), np.empty(0, np.int64)]
     assert popularity(train, items=5, k=4).tolist() == [1, 3, 0, 4]
     assert popularity(train, items=5, k=5).tolist() == [1, 3, 0, 4, 2]
+    many = np.arange(100)[::-1].copy()  # enough for an unstable sort to show
+    assert popularity([many, np.array([50])], items=100, k=100).tolist() == [50, *range(50), *range(51, 100)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tessera.config import PolicySettings
 from tessera.decoding.recommender import Recommender
@@ -64,6 +65,18 @@ def test_packed_loss_equals_plain_forwards(sharp: backbones.Backbone, row_length
     expected = np.mean([term for history in HISTORIES for term in plain_terms(sharp, history, smoothing)])
     assert expected > 2.0
     assert float(sft.sid_loss(sharp, batch, smoothing).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_packed_positions_start_anew(backbone: backbones.Backbone) -> None:
+    """GPT-2 has learned absolute positions, so it would notice a history that does not begin at position 0."""
+    torch.manual_seed(2)
+    config = GPT2Config(vocab_size=len(backbone.tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    absolute = replace(backbone, model=GPT2LMHeadModel(config).eval())
+    with torch.no_grad():
+        absolute.model.transformer.wpe.weight.mul_(50.0)
+        loss = float(sft.sid_loss(absolute, packed_batch(absolute, HISTORIES, 64)))
+    expected = np.mean([term for history in HISTORIES for term in plain_terms(absolute, history)])
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradient_follows_the_loss(sharp: backbones.Backbone) -> None:
