@@ -96,7 +96,7 @@ def versions(home: Home = None, mlflow_url: str = "") -> None:
         raise InputError("nothing is registered yet; `tessera run training` registers a tokenizer and a policy.")
     plain(f"{'model':<14}{'version':<9}{'bundle':<14}{'tokenizer':<14}{'test NDCG@10':<14}aliases")
     for one in found:
-        score = one.metrics.get("test.ndcg_at_10", one.metrics.get("test/ndcg@10"))
+        score = one.metrics.get("test.ndcg@10")
         shown = f"{score:.4f}" if score is not None else ""
         plain(
             f"{one.model:<14}{one.version:<9}{one.bundle_version:<14}{one.tokenizer_version:<14}{shown:<14}"

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path
             cache_root=str(out / "cache"),
         )
         try:
-            with contextlib.redirect_stdout(console):
+            with contextlib.redirect_stdout(console), _runner_log(console):
                 task = pipeline(**parameters)
         except RuntimeError:  # the runner's own words name the task again, and nothing else
             where = f"step '{console.failed_step}' failed" if console.failed_step else "the run failed"
@@ -156,7 +158,23 @@ def _link(link: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _environment() -> Any:
+def _runner_log(console: Console) -> Iterator[None]:
+    """Let the runner's log reach the console also where the runner sets up no handler: it tells reused steps there."""
+    handler = logging.StreamHandler(console)
+    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
     """Steps are quiet, find this interpreter, and draw their bars seldom where nobody watches."""
     wanted = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

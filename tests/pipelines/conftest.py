@@ -37,26 +37,25 @@ PATIENCE_S = 420.0
 
 @dataclass(frozen=True)
 class Platform:
-    """A run's folder, its platform's home, and what the command said."""
+    """A run's folder, its platform's home, and what one command said and left there; a later one may change it."""
 
     out: Path
     home: Path
     said: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: tuple[str, ...] = ()
+    """Bundle versions of tokenizer and policy."""
+    sids: dict[str, str] = field(default_factory=dict)
+    """Item id -> SID."""
 
-    @property
-    def versions(self) -> tuple[str, str]:
-        """Bundle versions of tokenizer and policy."""
-        return tuple(load_manifest(self.out / kind, kind).version for kind in ("tokenizer", "policy"))  # type: ignore[return-value]
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        return read_json(self.out / "metrics.json")
-
-    @property
-    def sids(self) -> dict[str, str]:
-        """Item id -> SID."""
+    def now(self, said: str) -> "Platform":
+        """With what there is at this moment."""
         table = read_table("sids", self.out / "sids.parquet")
-        return dict(zip(table["item_id"].to_pylist(), table["sid"].to_pylist(), strict=True))
+        return Platform(
+            self.out, self.home, said, read_json(self.out / "metrics.json"),
+            tuple(load_manifest(self.out / kind, kind).version for kind in ("tokenizer", "policy")),
+            dict(zip(table["item_id"].to_pylist(), table["sid"].to_pylist(), strict=True)),
+        )  # fmt: skip
 
     def ledger(self) -> list[tuple[Any, ...]]:
         """Every answer of a model, with the time at which it was written down."""
@@ -102,7 +101,7 @@ class Command:
     def ended(self) -> Platform:
         """Wait for a good end."""
         assert self.process.wait(PATIENCE_S) == 0, self.said()
-        return Platform(self.platform.out, self.platform.home, self.said())
+        return self.platform.now(self.said())
 
     def kill_when(self, reached: Callable[[], bool]) -> None:
         """SIGKILL the command and all its children once `reached`."""
@@ -121,18 +120,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Killed:
-    """A platform whose run was killed three times, what was there just after each kill, and how it ended.
-
-    A second run follows in the same folder, so the end is kept here.
-    """
+    """A platform whose run was killed three times, and what was there just after each kill and at the end."""
 
     platform: Platform
     captions: list[tuple[Any, ...]]
     checkpoint: bool
     policy_epoch: int
-    versions: tuple[str, str]
-    sids: dict[str, str]
-    metrics: dict[str, Any]
     ledger: list[tuple[Any, ...]]
     log: str
 
@@ -168,8 +161,7 @@ def _run_both(started: list[Command], hurt: Platform, folder: Path) -> tuple[Pla
     epoch = int(read_json(state)["epoch"])
     end = start(4).ended()
     log = (hurt.out / "run.log").read_text(encoding="utf-8")
-    kept = Killed(end, captions, left, epoch, end.versions, end.sids, end.metrics, end.ledger(), log)
-    return started[0].ended(), kept
+    return started[0].ended(), Killed(end, captions, left, epoch, end.ledger(), log)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ STEP = """\
 10:55:13.205 - INFO - Task \x1b[96m'caption'\x1b[0m outputs:
     captions: Dataset( name='captions',
 """
-REUSED = "10:55:14.000 - INFO - Task \x1b[96mingest\x1b[0m cache hit, reusing outputs\n"
+REUSED = "10:55:14.000 - INFO - Task ingest cache hit (key=0123456789ab); skipping execution.\n"
 REFUSED = f"""\
 10:55:13.206 - INFO - Executing task \x1b[96m'gate-catalogue'\x1b[0m
 {FAILED}the catalogue gate refused the data, 1 of 9 checks failed:
