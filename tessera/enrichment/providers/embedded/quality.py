@@ -11,7 +11,7 @@ from tessera.enrichment.providers.embedded.intents import item_vectors
 from tessera.enrichment.providers.embedded.lexicon import load_lexicon, scenes_in, words_of
 
 TOKENS = 32  # of the item: its title and categories; the words of the rest are compared as words
-GROUNDED_COSINE = 0.27
+GROUNDED_COSINE = 0.32
 KNOWN_USE_COSINE = 0.5
 
 
