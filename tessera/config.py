@@ -47,7 +47,7 @@ class ModelSettings:
     provider: Provider = "embedded"
     """`embedded` works offline, `openai` asks an OpenAI-compatible endpoint, `transformers` runs a local model."""
     model: str = ""
-    """Model name at the endpoint or the hub, or a folder; empty means the provider's default."""
+    """Model name at the endpoint or the hub, or a folder; `embedded` needs none."""
 
 
 @dataclass(frozen=True)
