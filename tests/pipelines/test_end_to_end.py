@@ -173,7 +173,7 @@ class Traffic:
     def _ask(self, protocol: Any) -> None:
         with Recommender(self.urls[protocol], protocol, timeout=60) as client:
             for number in itertools.cycle(range(len(self.histories))):
-                if self._done.is_set():
+                if self._done.wait(0.02):  # a shopper's pause; the machine has a promotion to do, too
                     return
                 for by, asked in (("history", self.histories[number]), ("user", self.users[number])):
                     try:
