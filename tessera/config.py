@@ -212,7 +212,7 @@ def preset(name: PresetName) -> Settings:
     if name == "demo":
         return Settings(
             tokenizer=TokenizerSettings(codebook_size=64, epochs=150),
-            policy=PolicySettings(epochs=30, text_vocabulary=1024),
+            policy=PolicySettings(layers=3, epochs=24, validation_users=1000, text_vocabulary=1024),
         )
     if name == "catalogue":
         return Settings(source="parquet")

@@ -30,7 +30,8 @@ def decide(version: str, evaluation: Path, splits: Path, settings: Settings, hom
     challenger = report["test"][MEASURE]
     popularity = report["popularity"]["test"][MEASURE]
     champion = _champion(registry)
-    other = _measure(registry, champion, splits, settings.evaluation) if champion else None
+    rival = champion if champion is not None and champion.version != version else None
+    other = _measure(registry, rival, splits, settings.evaluation) if rival else None
     found = {"challenger": challenger, "champion": other, "popularity": popularity, "version": version}
     passed, reason = _verdict(version, report, champion, found)
     log.info("%s", reason)
