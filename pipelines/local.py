@@ -102,12 +102,24 @@ def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path
                 "it ended unexpectedly; without a traceback in the log it was killed, say for want of memory."
             )
             raise TesseraError(f"{where}: {reason} The whole log is {out / 'run.log'}.") from None
+    forget_failures(out / "cache")
     outputs = {name: Path(artifact.path) for name, artifact in task.outputs.items()}
     for name, path in outputs.items():
         _link(out / _named(name), path)
     # Last, so that a run that fails leaves the settings of the one whose results are here.
     save_settings(settings, out / "settings.json")
     return {**outputs, "reused": console.reused, "seconds": time.monotonic() - started}
+
+
+def forget_failures(cache: Path) -> None:
+    """Take back what the cache holds of steps that recorded failed items, so that the next run retries them."""
+    for entry in cache.glob("*.json"):
+        stats = read_json(entry).get("stats")
+        said = Path(stats["uri"]) if stats else None
+        if said is not None and said.is_file():
+            failed = read_json(said).get("failed", 0)
+            if any(failed.values()) if isinstance(failed, dict) else failed:
+                entry.unlink()
 
 
 def finish(out: Path, outputs: dict[str, Any]) -> dict[str, Any]:

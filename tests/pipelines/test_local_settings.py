@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.local import arguments, home_of, source_digest
+from pipelines.local import arguments, forget_failures, home_of, source_digest
 from pipelines.tokenization import tokenization
 from pipelines.training import training
 from tessera.config import PlatformSettings, Settings, from_json, preset
 from tessera.errors import InputError
+from tessera.files import write_json
 
 
 def test_home_is_the_setting_then_the_environment_then_the_catalogues(
@@ -95,3 +96,12 @@ def test_a_source_digest_follows_names_sizes_and_times(tmp_path: Path) -> None:
     assert changed()
     with pytest.raises(InputError, match=r"is not a folder; --path must name"):
         source_digest(tmp_path / "items.parquet")
+
+
+@pytest.mark.parametrize(("failed", "kept"), [(0, True), (2, False), ({"text": 0}, True), ({"text": 1}, False)])
+def test_a_step_with_failed_items_is_not_served_from_the_cache(tmp_path: Path, failed: object, kept: bool) -> None:
+    stats, entry = tmp_path / "stats", tmp_path / "cache" / "key.json"
+    write_json(stats, {"stage": "caption", "failed": failed})
+    write_json(entry, {"stats": {"__kfp_artifact__": True, "uri": str(stats)}, "captions": {"uri": "elsewhere"}})
+    forget_failures(entry.parent)
+    assert entry.exists() == kept
