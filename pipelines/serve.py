@@ -40,7 +40,7 @@ def _free_port(host: str) -> int:
 
 def serve(home: Path, platform: PlatformSettings) -> None:
     """Serve until interrupted or terminated; a server that dies ends the command with an error."""
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plain(f"starting Triton and the feature server of {home} …")
     try:
         with servers(home, platform) as (triton, features):

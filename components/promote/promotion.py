@@ -54,10 +54,11 @@ def _move(
             installed = install(registry, home, platform, target)
             champion = point(registry, target.version)
         except BaseException:
+            # Aliases first: putting features and policy back may fail too, say because a server is gone.
+            registry.restore(before)
             if before.champion is not None and before.champion != target.version:
                 log.warning("the move failed; putting champion %s back", before.champion)
                 install(registry, home, platform, registry.resolve(before.champion))
-            registry.restore(before)
             raise
     return {"champion": champion.version, "policy_version": champion.bundle_version, **installed}
 
