@@ -1,30 +1,43 @@
-"""Constrained decoding: this engine beside transformers' `generate` with a prefix function, same weights, same run.
+"""Constrained decoding: this engine beside transformers' `generate`, on the same weights and catalogue in one process.
 
-    python -m benchmarks.decoding [--items 12000 --beams 20 --history 20 --repeats 5]
+    python -m benchmarks.decoding                     the base case alone and in a batch of 16
+    python -m benchmarks.decoding --sweep             items, beams, history, batch and levels in turn
+
+Four sides take turns: `generate` with a prefix function, `generate` with a vectorised logits processor, this engine, and
+the floor, which is the engine's bare forward of the same numbers of tokens. All score alike (a softmax over a level's
+codes, which `generate` gets from a logits processor), so that their answers can be compared item by item.
 """
 
+import dataclasses
 import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
 from tessera.config import PolicySettings
+from tessera.decoding.forward import Prompts, decoder_of
 from tessera.decoding.index import CatalogueIndex
-from tessera.decoding.search import beam_search
+from tessera.decoding.search import CodeHead, beam_search, columns
 from tessera.policy import backbone as backbones
 from tessera.policy.data import prompts
 
-LEVELS, CODEBOOK = 3, 256
+PREFIX_FUNCTION_ITEMS = 1_000_000
+"""Largest catalogue that the prefix function's dictionary is built for; it takes a kilobyte an item."""
+Answer = list[list[tuple[int, ...]]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Case:
-    """Size of the comparison."""
+    """Size of a comparison."""
 
     items: int = 12_000
     """Items in the catalogue."""
@@ -32,85 +45,216 @@ class Case:
     """Width of the search, and number of answers."""
     history: int = 20
     """Items in the prompt."""
-    repeats: int = 5
-    """Timed runs; the median is reported."""
-    seed: int = 0
-    """Seed of weights and catalogue."""
+    batch: int = 1
+    """Requests decoded together."""
+    levels: int = 3
+    """Codes a SID."""
+    codebook: int = 256
+    """Codes a level."""
+    hidden: int = 256
+    """Width of the model."""
+    layers: int = 4
+    """Layers of the model."""
 
 
-def main(case: Case) -> None:
-    """Time both, compare their answers, print the ratio."""
-    flat = np.random.default_rng(case.seed).choice(CODEBOOK**LEVELS, case.items, replace=False)
-    codes = np.stack(np.unravel_index(flat, (CODEBOOK,) * LEVELS), axis=1)
-    settings = PolicySettings(hidden=256, layers=4, text_vocabulary=300)
-    backbone = backbones.build(settings, ["text"], LEVELS, CODEBOOK, case.seed)
-    backbone.model.eval()
-    index = CatalogueIndex.build(codes, CODEBOOK)
-    history = np.arange(case.history)
-    tokens, mask = prompts([history], codes, backbone.sid_tokens.numpy(), backbone.bos)
-
-    def engine() -> list[tuple[int, ...]]:
-        found = beam_search(
-            backbone.model, backbone.sid_tokens, index, tokens, mask, k=case.beams, beams=case.beams
-        )
-        return [tuple(codes[row]) for row in found.rows[0].tolist()]
-
-    generate = _generate(backbone, codes, tokens, case.beams)
-    answers = {"transformers generate": generate(), "this engine": engine()}
-    sides = (("transformers generate", generate), ("this engine", engine))
-    seconds = {name: _median(run, case.repeats) for name, run in sides}
-    print(f"{'':24}{'ms':>10}")
-    for name, value in seconds.items():
-        print(f"{name:24}{value * 1e3:10.1f}")
-    # generate normalises over the whole vocabulary and the engine over a level's codes, so the order may differ.
-    first, second = (set(found) for found in answers.values())
-    result = {
-        "items": case.items,
-        "beams": case.beams,
-        "prompt_tokens": tokens.shape[1],
-        "threads": torch.get_num_threads(),
-        "generate_ms": round(seconds["transformers generate"] * 1e3, 2),
-        "engine_ms": round(seconds["this engine"] * 1e3, 2),
-        "ratio_vs_generate": round(seconds["transformers generate"] / seconds["this engine"], 2),
-        "shared_topk": round(len(first & second) / case.beams, 3),
-    }
-    print(json.dumps(result))
+SWEEP: dict[str, list[int]] = {
+    "items": [10_000, 100_000, 1_000_000, 10_000_000],
+    "beams": [10, 20, 50, 100, 200],
+    "history": [10, 20, 50, 100, 200],
+    "batch": [1, 4, 16, 64],
+    "levels": [3, 4],
+}
 
 
-def _generate(
-    backbone: backbones.Backbone, codes: np.ndarray, prompt: torch.Tensor, beams: int
-) -> Callable[[], list[tuple[int, ...]]]:
-    children: dict[tuple[int, ...], set[int]] = {}
-    for path in backbone.sid_tokens.numpy()[np.arange(LEVELS), codes].tolist():
-        for depth in range(LEVELS):
-            children.setdefault(tuple(path[:depth]), set()).add(path[depth])
-    allowed = {prefix: sorted(tokens) for prefix, tokens in children.items()}
-    start = prompt.shape[1]
-    code_of = {int(token): place % CODEBOOK for place, token in enumerate(backbone.sid_tokens.flatten())}
+class TimedIndex(CatalogueIndex):
+    """Adds up the seconds that the constraint takes within a search."""
 
-    def run() -> list[tuple[int, ...]]:
-        out = backbone.model.generate(
-            prompt,
-            num_beams=beams,
-            num_return_sequences=beams,
-            max_new_tokens=LEVELS,
-            do_sample=False,
-            prefix_allowed_tokens_fn=lambda _, ids: allowed[tuple(ids[start:].tolist())],
-            eos_token_id=None,
-        )
-        return [tuple(code_of[token] for token in row[start:].tolist()) for row in out]
+    seconds = 0.0
 
-    return run
-
-
-def _median(run: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
+    def constrain(self, depth: int, nodes: Tensor, logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the index."""
         started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+        found = super().constrain(depth, nodes, logp)
+        self.seconds += time.perf_counter() - started
+        return found
+
+
+class LevelSoftmax(LogitsProcessor):
+    """Turns `generate`'s softmax over the vocabulary into one over the level's codes."""
+
+    def __init__(self, sid_tokens: Tensor, start: int) -> None:
+        self.sid_tokens, self.start = sid_tokens, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [rows, vocabulary], log-probabilities of which only the level's will be looked at."""
+        level = scores[:, self.sid_tokens[input_ids.shape[1] - self.start]]
+        return scores - level.logsumexp(1, keepdim=True)
+
+
+class VectorisedTrie(LogitsProcessor):
+    """Masks all beams at once from the index's arrays, walking down from the root at each step."""
+
+    def __init__(self, index: CatalogueIndex, sid_tokens: Tensor, start: int) -> None:
+        self.index, self.sid_tokens, self.start = index, sid_tokens, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [rows, vocabulary] with -inf wherever no item goes on."""
+        nodes = torch.zeros(len(input_ids), dtype=torch.int64)
+        depth = input_ids.shape[1] - self.start
+        for level in range(depth):
+            codes, child, allowed = self.index.children(level, nodes)
+            code = input_ids[:, self.start + level, None] - self.sid_tokens[level, 0]
+            nodes = child.gather(1, ((codes == code) & allowed).int().argmax(1, keepdim=True)).squeeze(1)
+        codes, _, allowed = self.index.children(depth, nodes)
+        tokens = self.sid_tokens[depth][codes]
+        masked = torch.full_like(scores, -torch.inf)
+        # Slots beyond a node's last child repeat a code that may be allowed: write them first, to nothing.
+        kept = scores.gather(1, tokens).masked_fill(~allowed, -torch.inf)
+        return masked.scatter_reduce_(1, tokens, kept, "amax")
+
+
+class Comparison:
+    """The four sides on one case."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self.case = case
+        shape = (case.codebook,) * case.levels
+        generator = np.random.default_rng(seed)
+        flat = generator.integers(0, case.codebook**case.levels, int(case.items * 1.6) + 16)
+        if case.items * 4 > case.codebook**case.levels:  # too full to draw with replacement
+            flat = generator.permutation(case.codebook**case.levels)
+        flat = generator.permutation(np.unique(flat))[: case.items]
+        self.codes = np.stack(np.unravel_index(flat, shape), axis=1)
+        settings = PolicySettings(hidden=case.hidden, layers=case.layers, text_vocabulary=300)
+        self.backbone = backbones.build(settings, ["text"], case.levels, case.codebook, seed)
+        self.model = self.backbone.model.eval()
+        with torch.no_grad():  # fresh weights score all items nearly alike; spread them
+            for parameter in self.model.parameters():
+                parameter.mul_(3.0)
+        started = time.perf_counter()
+        built = TimedIndex.build(self.codes, case.codebook)
+        self.build_s, self.index = time.perf_counter() - started, built
+        histories = [generator.integers(0, case.items, case.history) for _ in range(case.batch)]
+        tokens, mask = prompts(histories, self.codes, self.backbone.sid_tokens.numpy(), self.backbone.bos)
+        self.prompts = Prompts(tokens, mask.sum(1), torch.zeros(case.batch, dtype=torch.int64))
+        self.decoder, self.head = decoder_of(self.model), CodeHead(self.model, self.backbone.sid_tokens)
+
+    def engine(self) -> Answer:
+        """This engine."""
+        case = self.case
+        found = beam_search(
+            self.decoder, self.head, self.index, self.prompts, k=case.beams, beams=case.beams
+        )
+        return [[tuple(self.codes[row].tolist()) for row in rows] for rows in found.rows.tolist()]
+
+    @torch.inference_mode()
+    def floor(self) -> None:
+        """The forward of the same numbers of tokens, and nothing else."""
+        case = self.case
+        cache = self.decoder.cache(case.batch, columns(self.prompts, self.index, case.beams))
+        self.decoder.prefill(self.prompts, cache)
+        for depth in range(1, case.levels):
+            count = min(case.beams, self.index.nodes(depth))
+            tokens = self.backbone.sid_tokens[depth - 1, :count].expand(case.batch, -1)
+            used = self.prompts.tokens.shape[1] + count * depth
+            visible = torch.ones(case.batch, count, used, dtype=torch.bool)
+            self.decoder.extend(tokens, self.prompts.length + depth - 1, visible, cache)
+
+    def generate(self) -> Callable[[], Answer]:
+        """transformers with `PrefixConstrainedLogitsProcessor`, which is what `prefix_allowed_tokens_fn` makes."""
+        children: dict[tuple[int, ...], set[int]] = {}
+        paths = self.backbone.sid_tokens.numpy()[np.arange(self.case.levels), self.codes].tolist()
+        for path in tqdm(paths, desc="dictionary of prefixes", leave=False):
+            for depth in range(self.case.levels):
+                children.setdefault(tuple(path[:depth]), set()).add(path[depth])
+        allowed = {prefix: sorted(tokens) for prefix, tokens in children.items()}
+        start = self.prompts.tokens.shape[1]
+        constrain = PrefixConstrainedLogitsProcessor(
+            lambda _, ids: allowed[tuple(ids[start:].tolist())], num_beams=self.case.beams
+        )
+        return self._generate([LevelSoftmax(self.backbone.sid_tokens, start), constrain])
+
+    def vectorised(self) -> Callable[[], Answer]:
+        """transformers with all beams masked at once."""
+        start, tokens = self.prompts.tokens.shape[1], self.backbone.sid_tokens
+        return self._generate([LevelSoftmax(tokens, start), VectorisedTrie(self.index, tokens, start)])
+
+    def _generate(self, processors: list[LogitsProcessor]) -> Callable[[], Answer]:
+        case, start = self.case, self.prompts.tokens.shape[1]
+        first = self.backbone.sid_tokens[:, 0]
+
+        def run() -> Answer:
+            out: Any = self.model.generate(
+                self.prompts.tokens, attention_mask=self.prompts.real.long(), num_beams=case.beams,
+                num_return_sequences=case.beams, max_new_tokens=case.levels, do_sample=False, eos_token_id=None,
+                logits_processor=LogitsProcessorList(processors),
+            )  # fmt: skip
+            found = (out[:, start:] - first).view(case.batch, case.beams, case.levels)
+            return [[tuple(sid) for sid in row] for row in found.tolist()]
+
+        return run
+
+
+def compare(case: Case, repeats: int, seed: int) -> dict[str, Any]:
+    """Measure one case: medians of interleaved runs."""
+    setting = Comparison(case, seed)
+    sides: dict[str, Callable[[], Any]] = {"engine": setting.engine, "floor": setting.floor}
+    if case.items <= PREFIX_FUNCTION_ITEMS:
+        sides["generate"] = setting.generate()
+    sides["vectorised"] = setting.vectorised()
+    answers = {name: run() for name, run in sides.items()}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    setting.index.seconds, engine_s = 0.0, 0.0
+    for number in range(repeats):
+        for name, run in sides.items():
+            # generate is slow and its time varies little beside the ratio; it takes part in every third round.
+            if name in ("generate", "vectorised") and number % 3:
+                continue
+            for _ in range(5 if name in ("engine", "floor") else 1):
+                started = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - started)
+    engine_s = sum(times["engine"])
+    ms = {name: statistics.median(taken) * 1e3 for name, taken in times.items()}
+    same = all(answers[name] == answers["engine"] for name in answers if name != "floor")
+    return dataclasses.asdict(case) | {
+        **{f"{name}_ms": round(value, 2) for name, value in ms.items()},
+        "ratio_vs_generate": round(ms["generate"] / ms["engine"], 2) if "generate" in ms else None,
+        "ratio_vs_vectorised": round(ms["vectorised"] / ms["engine"], 2),
+        "fraction_of_floor": round(ms["floor"] / ms["engine"], 3),
+        "times_floor": round(ms["engine"] / ms["floor"], 3),
+        "constraint_share": round(setting.index.seconds / engine_s, 4),
+        "index_build_s": round(setting.build_s, 3),
+        "index_mb": round(setting.index.nbytes / 1e6, 2),
+        "same_topk": same,
+    }
+
+
+COLUMNS = ("items", "beams", "history", "batch", "levels", "generate_ms", "vectorised_ms", "engine_ms", "floor_ms",
+           "ratio_vs_generate", "ratio_vs_vectorised", "times_floor", "constraint_share", "index_build_s", "index_mb",
+           "same_topk")  # fmt: skip
+
+
+def main(case: Case = Case(), sweep: bool = False, repeats: int = 9, seed: int = 0) -> None:
+    """Print a table and, as last line, one JSON object.
+
+    Args:
+        case: the base case.
+        sweep: vary items, beams, history, batch and levels, one at a time.
+        repeats: rounds of measurement; medians are reported.
+        seed: seed of weights, catalogue and histories.
+    """
+    cases = [case, dataclasses.replace(case, batch=16)]
+    if sweep:
+        varied = [dataclasses.replace(case, **{name: value}) for name, values in SWEEP.items() for value in values]
+        cases += [one for one in varied if one not in cases]
+    print("  ".join(f"{name:>{max(7, len(name))}}" for name in COLUMNS))
+    rows = []
+    for one in cases:
+        rows.append(compare(one, repeats, seed))
+        print("  ".join(f"{rows[-1].get(name, '-')!s:>{max(7, len(name))}}" for name in COLUMNS), flush=True)
+    print(json.dumps({"threads": torch.get_num_threads(), **rows[0], "batch_16": rows[1], "sweep": rows[2:]}))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Case, description=__doc__))
+    tyro.cli(main, description=__doc__)

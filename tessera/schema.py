@@ -6,7 +6,9 @@ and the Feast views derive their columns from here. Item and user ids are string
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tessera.errors import InputError
@@ -99,3 +101,16 @@ def read_table(name: str, path: str | Path) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable parquet file ({error}); write it again.") from None
     return conform(name, table, str(path))
+
+
+def codes_of(sids: pa.Table, levels: int) -> np.ndarray:
+    """[items, levels] codes of a table of schema "sids".
+
+    Raises:
+        InputError: a SID of another length.
+    """
+    column: pa.ListArray = sids["codes"].combine_chunks()
+    if not pc.all(pc.equal(pc.list_value_length(column), levels)).as_py():
+        raise InputError(f"the policy writes SIDs of {levels} codes, some of these are longer or shorter; use its own.")
+    codes: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, levels)
+    return codes

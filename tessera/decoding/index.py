@@ -1,44 +1,43 @@
-"""The catalogue index: which codes may follow a prefix, as sorted arrays and bit rows.
+"""The catalogue index: which codes may follow a prefix, as a trie in flat arrays.
 
-The catalogue's SIDs, sorted by code, are the leaves of a trie. Level l of the trie numbers its nodes in that order, so
-a node is a range of leaf rows, and the children of a node are neighbours. One row of K bits a node says which codes
-follow; the child's number is the parent's first child plus the count of set bits before the code (its rank).
+The catalogue's SIDs in lexicographic order are the leaves of a trie. Nodes of one depth are numbered in that order, so
+the children of a node are neighbours: two offsets say which, one small integer a child says its code. A node is also a
+range of leaves. Five bytes a node and no row of K bits: a million items of four codes take some 17 MB.
 """
 
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tessera.errors import InputError
+from tessera.errors import BundleError, InputError
+from tessera.files import replacing
 
-
-@dataclass(frozen=True)
-class Level:
-    """The nodes at one depth; depth 0 is the root alone.
-
-    bits: [nodes, ceil(K / 8)] uint8, bit c % 8 of byte c // 8 is set when code c continues the prefix.
-    first_child: [nodes] int64, number of the node's first child at the next depth.
-    """
-
-    bits: Tensor
-    first_child: Tensor
+FILE = "index.safetensors"
 
 
 class CatalogueIndex:
-    """Constrains decoding to the SIDs of existing items.
+    """Constrains decoding to the SIDs of existing items, which keep the numbers that the caller gave them.
 
     Args:
-        codes: [items, levels] int64, unique rows, in lexicographic order.
-        rows: [items] int64, the caller's number of each item in that order.
+        codes: [items, levels] SID of each item, in the smallest integer type that holds K.
+        leaf: [items] int32, each item's place in lexicographic order; item: its inverse.
+        code: for each depth d, [nodes at d + 1] code of each node, in the type of `codes`.
+        first: for each depth d, [nodes at d + 1] int32, number of a node's first child at d + 1, then their number.
     """
 
-    def __init__(self, codes: Tensor, rows: Tensor, codebook_size: int) -> None:
-        self.codes, self.rows, self.codebook_size = codes, rows, codebook_size
+    def __init__(
+        self, codes: Tensor, leaf: Tensor, item: Tensor, code: list[Tensor], first: list[Tensor], codebook_size: int
+    ) -> None:
+        self.codes, self.leaf, self.item, self.code, self.first = codes, leaf, item, code, first
+        self.codebook_size = codebook_size
         self.size, self.depth = codes.shape
-        self.levels, self.leaf_start = _trie(codes, codebook_size)
-        self._leaf_of_row = np.argsort(rows.cpu().numpy())
+        fan_out = [int((one[1:] - one[:-1]).max()) for one in first]
+        self._slots = [torch.arange(width, device=codes.device) for width in fan_out]
 
     @classmethod
     def build(cls, codes: np.ndarray, codebook_size: int) -> "CatalogueIndex":
@@ -47,79 +46,161 @@ class CatalogueIndex:
         Raises:
             InputError: no item, a code outside 0..codebook_size-1, or two items with one SID.
         """
-        codes = np.ascontiguousarray(codes, dtype=np.int64)
-        if codes.ndim != 2 or 0 in codes.shape:
-            raise InputError("a catalogue index needs at least one item with at least one code; check the SIDs table.")
-        if codes.min() < 0 or codes.max() >= codebook_size:
-            raise InputError(f"SID codes must lie in 0..{codebook_size - 1}, found {codes.min()}..{codes.max()}.")
-        order = np.lexsort(codes.T[::-1])
-        ordered = codes[order]
-        twin = np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1))
-        if len(twin):
-            sid = "_".join(map(str, ordered[twin[0]]))
-            raise InputError(f"{len(twin)} SIDs belong to two items, {sid} among them; resolve collisions first.")
-        return cls(torch.from_numpy(ordered), torch.from_numpy(order.astype(np.int64)), codebook_size)
+        _check(codes, codebook_size)
+        key = pack(codes, codebook_size)
+        return cls._from_order(codes, np.argsort(key), codebook_size)
+
+    def extended(self, codes: np.ndarray) -> "CatalogueIndex":
+        """The index with new items, numbered after the present ones; the present order is merged, not sorted again.
+
+        Raises:
+            InputError: as `build`; a new SID that is taken counts as two items with one SID.
+        """
+        if not len(codes):
+            return self
+        _check(codes, self.codebook_size)
+        mine = self.item.cpu().numpy()
+        old = pack(self.codes.cpu().numpy(), self.codebook_size)
+        new = pack(codes, self.codebook_size)
+        order = np.argsort(new)
+        place = np.searchsorted(old[mine], new[order])
+        merged = np.insert(mine.astype(np.int64), place, self.size + order)
+        both = np.concatenate([self.codes.cpu().numpy(), codes])
+        return self._from_order(both, merged, self.codebook_size).to(self.codes.device)
+
+    @classmethod
+    def _from_order(cls, codes: np.ndarray, order: np.ndarray, codebook_size: int) -> "CatalogueIndex":
+        small = np.uint8 if codebook_size <= 256 else np.int32
+        codes = np.ascontiguousarray(codes, dtype=small)
+        code, first = _trie(codes[order])
+        leaf = np.empty(len(order), np.int32)
+        leaf[order] = np.arange(len(order), dtype=np.int32)
+        arrays = [codes, leaf, order.astype(np.int32), code, first]
+        tensors: list[Any] = [
+            [torch.from_numpy(one) for one in array] if isinstance(array, list) else torch.from_numpy(array)
+            for array in arrays
+        ]
+        return cls(*tensors, codebook_size)
+
+    def save(self, path: Path) -> None:
+        """Write the arrays as one safetensors file."""
+        arrays = {"codes": self.codes, "leaf": self.leaf, "item": self.item}
+        for depth in range(self.depth):
+            arrays |= {f"code.{depth}": self.code[depth], f"first.{depth}": self.first[depth]}
+        with replacing(path) as temporary:
+            save_file({name: one.contiguous().cpu() for name, one in arrays.items()}, temporary)
+
+    @classmethod
+    def load(cls, path: Path, codebook_size: int) -> "CatalogueIndex":
+        """Map a saved index into memory: pages are read as they are first used.
+
+        Raises:
+            BundleError: the file is not a saved index.
+        """
+        try:
+            arrays = load_file(path)
+            depth = arrays["codes"].shape[1]
+            trie = [[arrays[f"{name}.{d}"] for d in range(depth)] for name in ("code", "first")]
+            return cls(arrays["codes"], arrays["leaf"], arrays["item"], *trie, codebook_size)
+        except (OSError, SafetensorError, KeyError, IndexError) as error:
+            raise BundleError(f"{path} is not a saved catalogue index ({error}); build it again.") from None
 
     def to(self, device: torch.device | str) -> "CatalogueIndex":
         """The same index on another device."""
-        return CatalogueIndex(self.codes.to(device), self.rows.to(device), self.codebook_size)
+        flat = [one.to(device) for one in (self.codes, self.leaf, self.item)]
+        trie = [[one.to(device) for one in array] for array in (self.code, self.first)]
+        return CatalogueIndex(*flat, *trie, self.codebook_size)
 
-    def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(one.nbytes for one in (self.codes, self.leaf, self.item, *self.code, *self.first))
+
+    def nodes(self, depth: int) -> int:
+        """Number of distinct prefixes of `depth` codes."""
+        return len(self.code[depth - 1]) if depth else 1
+
+    def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes that continue prefixes, and the nodes they lead to.
 
         Args:
             nodes: [...] int64 node numbers at `depth`.
 
         Returns:
-            allowed: [..., K] bool; child: [..., K] int64 node numbers at depth + 1, meaningful where allowed.
+            codes, child: [..., W] int64, the codes in rising order and the node each leads to at depth + 1, W the most
+            children of any node of this depth; allowed: [..., W] bool, False where a node has fewer.
         """
-        level = self.levels[depth]
-        packed = level.bits[nodes]
-        shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-        allowed = ((packed.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., : self.codebook_size].bool()
-        rank = allowed.long().cumsum(-1) - 1
-        return allowed, level.first_child[nodes].unsqueeze(-1) + rank
+        first = self.first[depth]
+        child = first[nodes].unsqueeze(-1) + self._slots[depth]
+        allowed = child < first[nodes + 1].unsqueeze(-1)
+        child.clamp_(max=len(self.code[depth]) - 1)
+        return self.code[depth][child].long(), child, allowed
 
-    def count_in(self, depth: int, nodes: Tensor, leaves: Tensor) -> tuple[Tensor, Tensor]:
-        """How many of some sorted leaves lie under nodes.
+    def constrain(self, depth: int, nodes: Tensor, logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of the continuations that exist; the only work that the constraint adds to a search.
 
         Args:
-            nodes: [batch, n] int64 nodes at `depth`.
-            leaves: [batch, m] int64 leaf positions, sorted, padded with `self.size`.
+            nodes: [batch, n] int64 at `depth`; logp: [batch, n, K] of all codes.
 
         Returns:
-            [batch, n] how many of the leaves are below each node, and [batch, n] how many leaves it has in all.
+            logp [batch, n, W], -inf where a node has fewer than W children; codes and child as from `children`.
         """
-        start, end = self.leaf_start[depth][nodes], self.leaf_start[depth][nodes + 1]
-        inside = torch.searchsorted(leaves, end) - torch.searchsorted(leaves, start)
-        return inside, end - start
+        codes, child, allowed = self.children(depth, nodes)
+        return logp.gather(-1, codes).masked_fill_(~allowed, -torch.inf), codes, child
 
-    def leaves_of(self, rows: np.ndarray) -> np.ndarray:
-        """Leaf positions of item numbers, sorted."""
-        return np.sort(self._leaf_of_row[rows])
+    def ancestors(self, depth: int, leaves: np.ndarray) -> np.ndarray:
+        """The node at `depth` above each leaf."""
+        nodes = leaves
+        for level in range(self.depth - 1, depth - 1, -1):
+            nodes = np.searchsorted(self.first[level].cpu().numpy(), nodes, side="right") - 1
+        return nodes
+
+    def leaf_count(self, depth: int, nodes: np.ndarray) -> np.ndarray:
+        """How many items lie below each node at `depth`."""
+        start, end = nodes, nodes + 1
+        for level in range(depth, self.depth):
+            first = self.first[level].cpu().numpy()
+            start, end = first[start], first[end]
+        return end - start
 
 
-def _trie(codes: Tensor, codebook_size: int) -> tuple[list[Level], list[Tensor]]:
-    """Levels of the trie over lexicographically sorted codes, and each depth's first leaf per node (plus the total)."""
-    size, depth = codes.shape
-    device = codes.device
-    differs = torch.ones(size, dtype=torch.bool, device=device)
-    differs[1:] = False
-    starts = [torch.tensor([0, size], device=device)]
-    node_of_leaf = torch.zeros(size, dtype=torch.int64, device=device)
-    levels = []
+def pack(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """[items] int64 keys in the SIDs' lexicographic order.
+
+    Raises:
+        InputError: levels and codebook do not fit in 63 bits.
+    """
+    bits = max(1, int(codebook_size - 1).bit_length())
+    if bits * codes.shape[1] > 63:
+        raise InputError(f"{codes.shape[1]} levels of {codebook_size} codes do not fit an index key of 63 bits.")
+    key = np.zeros(len(codes), np.int64)
+    for column in range(codes.shape[1]):
+        key <<= bits
+        key |= codes[:, column]
+    return key
+
+
+def _check(codes: np.ndarray, codebook_size: int) -> None:
+    if codes.ndim != 2 or 0 in codes.shape:
+        raise InputError("a catalogue index needs at least one item with at least one code; check the SIDs table.")
+    if codes.min() < 0 or codes.max() >= codebook_size:
+        raise InputError(f"SID codes must lie in 0..{codebook_size - 1}, found {codes.min()}..{codes.max()}.")
+
+
+def _trie(ordered: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Codes and first children of each depth, from SIDs [items, levels] in lexicographic order."""
+    size, depth = ordered.shape
+    opens = np.zeros(size, dtype=bool)  # is this leaf the first below its node?
+    opens[0] = True
+    parents = np.zeros(1, np.int64)  # first leaf of each node one depth up
+    code, first = [], []
     for column in range(depth):
-        differs = differs.clone()
-        differs[1:] |= codes[1:, column] != codes[:-1, column]
-        first = differs.nonzero().squeeze(1)  # first leaf of every node at depth column + 1
-        parent = node_of_leaf[first]
-        nodes = len(starts[-1]) - 1
-        code = codes[first, column]
-        bits = torch.zeros(nodes, (codebook_size + 7) // 8, dtype=torch.uint8, device=device)
-        # Children of a parent have distinct codes, so adding single bits never carries.
-        bits.index_put_((parent, code // 8), (1 << (code % 8)).to(torch.uint8), accumulate=True)
-        first_child = torch.searchsorted(parent, torch.arange(nodes, device=device))
-        levels.append(Level(bits, first_child))
-        starts.append(torch.cat([first, torch.tensor([size], device=device)]))
-        node_of_leaf = differs.long().cumsum(0) - 1
-    return levels, starts
+        opens[1:] |= ordered[1:, column] != ordered[:-1, column]
+        starts = np.flatnonzero(opens)
+        code.append(ordered[starts, column])
+        first.append(np.append(np.searchsorted(starts, parents), len(starts)).astype(np.int32))
+        parents = starts
+    if len(parents) < size:
+        sid = "_".join(map(str, ordered[int(np.flatnonzero(~opens)[0])]))
+        raise InputError(f"{size - len(parents)} SIDs belong to two items, {sid} among them; resolve collisions first.")
+    return code, first

@@ -1,20 +1,25 @@
 """From histories of item ids to recommended item ids: the one engine behind evaluation, notebooks and serving."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import torch
 from tqdm import tqdm
 
+from tessera.decoding.filters import ItemFilter
+from tessera.decoding.forward import FusedDecoder, Prompts, decoder_of
 from tessera.decoding.index import CatalogueIndex
-from tessera.decoding.search import Found, ItemFilter, beam_search
+from tessera.decoding.prefixes import PrefixCache
+from tessera.decoding.search import CodeHead, Found, beam_search, columns
 from tessera.errors import InputError
 from tessera.policy.backbone import Backbone
 from tessera.policy.bundle import load_policy
 from tessera.policy.data import prompts
+from tessera.schema import codes_of
 
 BEAMS = 20
 Ids = Sequence[str]
@@ -29,11 +34,26 @@ class Recommendation:
     score: float
 
 
+@dataclass
+class Statistics:
+    """What a recommender has done since it was made; invalid counts answers that are no item, which is always 0."""
+
+    requests: int = 0
+    decodes: int = 0
+    decode_s: float = 0.0
+    beams: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    invalid: int = 0
+
+
 class Recommender:
     """A policy over a catalogue.
 
     Args:
         sids: table of schema "sids"; its row order numbers the items.
+        index: of these SIDs, if it is at hand already.
+        prefix_cache_mb: memory for prompts of recent users, so that a longer history costs its new items only; 0: none.
 
     Raises:
         InputError: no item, an item or a SID twice, or codes that the policy does not have.
@@ -47,23 +67,32 @@ class Recommender:
         max_history: int,
         policy_version: str = "",
         tokenizer_version: str = "",
+        index: CatalogueIndex | None = None,
+        prefix_cache_mb: int = 0,
     ) -> None:
         self.backbone, self.max_history = backbone, max_history
         self.policy_version, self.tokenizer_version = policy_version, tokenizer_version
         self.item_ids: list[str] = sids["item_id"].to_pylist()
         self.sids: list[str] = sids["sid"].to_pylist()
-        self.codes = _codes(sids, len(backbone.sid_tokens))
-        self.index = CatalogueIndex.build(self.codes, codebook_size)
+        device = backbone.model.device
+        self.index = index or CatalogueIndex.build(codes_of(sids, len(backbone.sid_tokens)), codebook_size)
+        self.index = self.index.to(device)
+        self.codes = self.index.codes.numpy(force=True)
         self._row = {item: row for row, item in enumerate(self.item_ids)}
         if len(self._row) != len(self.item_ids):
             raise InputError("the SIDs table names an item twice; write it again from the tokenizer bundle.")
+        self.statistics = Statistics()
+        self._decoder = decoder_of(backbone.model)
+        self._tokens = backbone.sid_tokens.numpy(force=True)
+        self._prefixes = PrefixCache(prefix_cache_mb << 20)
 
     @classmethod
-    def load(cls, folder: str | Path, sids: str | Path | None = None) -> "Recommender":
-        """From a policy bundle, optionally over a newer SIDs table of the same tokenizer.
+    def load(cls, folder: str | Path, sids: str | Path | None = None, prefix_cache_mb: int = 0) -> "Recommender":
+        """From a policy bundle, optionally over a newer SIDs table of the same tokenizer; on a GPU if there is one.
 
         Raises:
             BundleError: a damaged bundle, or SIDs of another tokenizer.
+            InputError: SIDs that cannot be indexed.
         """
         policy = load_policy(Path(folder), Path(sids) if sids is not None else None)
         return cls(
@@ -73,6 +102,8 @@ class Recommender:
             policy.max_history,
             policy.manifest.version,
             policy.tokenizer_version,
+            policy.index,
+            prefix_cache_mb,
         )
 
     def recommend(
@@ -120,20 +151,37 @@ class Recommender:
 
     def rank(self, histories: Sequence[np.ndarray], k: int, beams: int, keep: ItemFilter | None = None) -> Found:
         """The same over item numbers, in one batch; histories may be empty and then get the policy's prior."""
-        tokens = self.backbone.sid_tokens
+        started = time.perf_counter()
+        model = self.backbone.model
+        if not self._decoder.serves(model):
+            self._decoder = decoder_of(model)
+        width = max(k, beams)
         recent = [history[-self.max_history :] for history in histories]
-        prompt, mask = prompts(recent, self.codes, tokens.cpu().numpy(), self.backbone.bos)
-        device = self.backbone.model.device
-        return beam_search(
-            self.backbone.model,
-            tokens.to(device),
-            self.index,
-            prompt.to(device),
-            mask.to(device),
-            k=k,
-            beams=beams,
-            keep=keep,
-        )
+        tokens, mask = prompts(recent, self.codes, self._tokens, self.backbone.bos)
+        reuse = self._prefixes.budget > 0 and isinstance(self._decoder, FusedDecoder)
+        entries = self._prefixes.find(recent) if reuse else [None] * len(recent)
+        length = mask.sum(1)
+        known = torch.tensor([one.tokens if one else 0 for one in entries]).minimum(length - 1)
+        asked = Prompts(*(one.to(model.device) for one in (tokens, length, known)))
+        cache = self._decoder.cache(len(recent), columns(asked, self.index, width))
+        if reuse:
+            self._prefixes.restore(entries, known, length, tokens.shape[1], cache)
+        head = CodeHead(model, self.backbone.sid_tokens)
+        found = beam_search(self._decoder, head, self.index, asked, k=k, beams=beams, keep=keep, cache=cache)
+        if reuse:
+            self._prefixes.store(recent, length, tokens.shape[1], cache)
+        hits = sum(one is not None for one in entries)
+        self._count(len(recent), width, hits, len(recent) - hits if reuse else 0, time.perf_counter() - started)
+        return found
+
+    def _count(self, requests: int, width: int, hits: int, misses: int, seconds: float) -> None:
+        stats = self.statistics
+        stats.requests += requests
+        stats.decodes += 1
+        stats.beams += requests * width
+        stats.prefix_hits += hits
+        stats.prefix_misses += misses
+        stats.decode_s += seconds
 
     def rank_all(
         self, histories: Sequence[np.ndarray], k: int, beams: int, batch_size: int, progress: str = ""
@@ -159,13 +207,6 @@ class Recommender:
 
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
-
-
-def _codes(sids: pa.Table, levels: int) -> np.ndarray:
-    column = sids["codes"].combine_chunks()
-    if not pc.all(pc.equal(pc.list_value_length(column), levels)).as_py():
-        raise InputError(f"the policy writes SIDs of {levels} codes, some of these are longer or shorter; use its own.")
-    return column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(-1, levels)
 
 
 def _no_history(given: Ids) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -11,9 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from tessera import bundle
 from tessera.bundle import Manifest
+from tessera.decoding.index import FILE as INDEX
+from tessera.decoding.index import CatalogueIndex
 from tessera.errors import BundleError
 from tessera.policy.backbone import Backbone, wrap
-from tessera.schema import read_table, write_table
+from tessera.schema import codes_of, read_table, write_table
 
 KIND = "policy"
 MODEL, SIDS = "model", "sids.parquet"
@@ -26,6 +29,7 @@ class Policy:
     manifest: Manifest
     backbone: Backbone
     sids: pa.Table
+    index: CatalogueIndex
     codebook_size: int
     max_history: int
 
@@ -54,8 +58,11 @@ def save_policy(
         model.save_pretrained(staging / MODEL)
         backbone.tokenizer.save_pretrained(staging / MODEL)
         write_table("sids", sids, staging / SIDS)
+        index.save(staging / INDEX)
 
-    extra = {"codebook_size": codebook_size, "levels": len(backbone.sid_tokens), "max_history": max_history}
+    levels = len(backbone.sid_tokens)
+    index = CatalogueIndex.build(codes_of(sids, levels), codebook_size)
+    extra = {"codebook_size": codebook_size, "levels": levels, "max_history": max_history}
     parent = tokenizer_version_of(sids)
     return bundle.save(folder, KIND, write, config=config, metrics=metrics, parent=parent, extra=extra)
 
@@ -87,7 +94,16 @@ def load_policy(folder: Path, sids: Path | None = None, *, verify: bool = True) 
             transformers_logging.enable_progress_bar()
     extra = manifest.extra
     backbone = wrap(model, tokenizer, extra["levels"], extra["codebook_size"])
-    return Policy(manifest, backbone, table, extra["codebook_size"], extra["max_history"])
+    index = _index(folder / INDEX, table, extra["levels"], extra["codebook_size"])
+    return Policy(manifest, backbone, table, index, extra["codebook_size"], extra["max_history"])
+
+
+def _index(path: Path, table: pa.Table, levels: int, codebook_size: int) -> CatalogueIndex:
+    """The bundle's own index; with the items that a newer table has behind the bundle's, or built anew for another."""
+    saved, codes = CatalogueIndex.load(path, codebook_size), codes_of(table, levels)
+    if np.array_equal(codes[: saved.size], saved.codes.numpy()):
+        return saved.extended(codes[saved.size :])
+    return CatalogueIndex.build(codes, codebook_size)
 
 
 def tokenizer_version_of(sids: pa.Table) -> str:

@@ -1,5 +1,7 @@
 """The catalogue index."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.decoding.index import CatalogueIndex
-from tessera.errors import InputError
+from tessera.errors import BundleError, InputError
 
 # Sorted: (0,1,2) (0,1,5) (0,3,0) (2,0,7); the rows below are shuffled so that numbers and leaves differ.
 CODES = np.array([[0, 3, 0], [0, 1, 5], [2, 0, 7], [0, 1, 2]])
 
 
 def codes_of(index: CatalogueIndex, depth: int, node: int) -> dict[int, int]:
-    allowed, child = index.children(depth, torch.tensor([node]))
-    return {int(c): int(child[0, c]) for c in allowed[0].nonzero().flatten()}
+    codes, child, allowed = index.children(depth, torch.tensor([node]))
+    assert codes[0][allowed[0]].tolist() == sorted(codes[0][allowed[0]].tolist())
+    return dict(zip(codes[0][allowed[0]].tolist(), child[0][allowed[0]].tolist(), strict=True))
 
 
 def test_children_of_a_hand_made_catalogue() -> None:
@@ -25,15 +28,27 @@ def test_children_of_a_hand_made_catalogue() -> None:
     assert codes_of(index, 1, 1) == {0: 2}
     assert codes_of(index, 2, 0) == {2: 0, 5: 1}
     assert codes_of(index, 2, 1) == {0: 2}
-    assert index.rows.tolist() == [3, 1, 0, 2]
-    assert index.leaves_of(np.array([2, 0])).tolist() == [2, 3]
+    assert index.item.tolist() == [3, 1, 0, 2]
+    assert index.leaf[torch.tensor([2, 0])].tolist() == [3, 2]
+    assert [index.nodes(depth) for depth in range(4)] == [1, 2, 3, 4]
 
 
-def test_leaf_counts_below_nodes() -> None:
+def test_constrained_log_probabilities_of_a_hand_made_catalogue() -> None:
     index = CatalogueIndex.build(CODES, 8)
-    inside, total = index.count_in(1, torch.tensor([[0, 1]]), torch.tensor([[1, 3, 4, 4]]))
-    assert inside.tolist() == [[1, 1]]
-    assert total.tolist() == [[3, 1]]
+    logp = torch.arange(16.0).view(1, 2, 8)
+    found, codes, child = index.constrain(1, torch.tensor([[0, 1]]), logp)
+    assert found.tolist() == [[[1.0, 3.0], [8.0, -torch.inf]]]
+    assert codes[0, 0].tolist() == [1, 3]
+    assert child[0, :, 0].tolist() == [0, 2]
+
+
+def test_nodes_above_leaves_and_leaves_below_nodes() -> None:
+    index = CatalogueIndex.build(CODES, 8)
+    assert index.ancestors(1, np.arange(4)).tolist() == [0, 0, 0, 1]
+    assert index.ancestors(2, np.arange(4)).tolist() == [0, 0, 1, 2]
+    assert index.leaf_count(1, np.array([0, 1])).tolist() == [3, 1]
+    assert index.leaf_count(2, np.array([0, 1, 2])).tolist() == [2, 1, 1]
+    assert index.leaf_count(3, np.array([3])).tolist() == [1]
 
 
 @given(st.integers(1, 4), st.integers(2, 20), st.data())
@@ -50,8 +65,46 @@ def test_exactly_the_catalogue_can_be_walked(levels: int, size: int, data: st.Da
             for prefix, node in frontier.items()
             for code, child in codes_of(index, depth, node).items()
         }
-    walked = {prefix: int(index.rows[leaf]) for prefix, leaf in frontier.items()}
+    walked = {prefix: int(index.item[leaf]) for prefix, leaf in frontier.items()}
     assert walked == {tuple(row): number for number, row in enumerate(codes.tolist())}
+
+
+def same(one: CatalogueIndex, other: CatalogueIndex) -> bool:
+    flat = zip([one.codes, one.leaf, one.item, *one.code, *one.first],
+               [other.codes, other.leaf, other.item, *other.code, *other.first], strict=True)  # fmt: skip
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in flat)
+
+
+@given(st.integers(1, 4), st.sampled_from([2, 7, 256, 300]), st.data())
+@settings(max_examples=60, deadline=None)
+def test_an_extended_index_is_the_index_built_at_once(levels: int, size: int, data: st.DataObject) -> None:
+    drawn = st.tuples(*[st.integers(0, size - 1)] * levels)
+    codes = data.draw(st.lists(drawn, min_size=1, max_size=40, unique=True).map(np.array))
+    old = data.draw(st.integers(1, len(codes)))
+    extended = CatalogueIndex.build(codes[:old], size).extended(codes[old:])
+    assert same(extended, CatalogueIndex.build(codes, size))
+
+
+def test_a_new_item_must_not_take_a_published_sid() -> None:
+    with pytest.raises(InputError, match="0_1_5"):
+        CatalogueIndex.build(CODES, 8).extended(np.array([[7, 7, 7], [0, 1, 5]]))
+
+
+def test_a_saved_index_comes_back(tmp_path: Path) -> None:
+    index = CatalogueIndex.build(CODES, 8)
+    index.save(tmp_path / "index.safetensors")
+    assert same(CatalogueIndex.load(tmp_path / "index.safetensors", 8), index)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.safetensors").write_bytes(b"no index")
+    with pytest.raises(BundleError, match="not a saved catalogue index"):
+        CatalogueIndex.load(tmp_path / "index.safetensors", 8)
+
+
+def test_too_deep_for_a_key() -> None:
+    with pytest.raises(InputError, match="do not fit an index key"):
+        CatalogueIndex.build(np.zeros((1, 8), int), 256)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.config import PolicySettings
+from tessera.decoding.filters import ItemFilter
+from tessera.decoding.forward import Decoder, FusedDecoder, GenericDecoder, Prompts
 from tessera.decoding.index import CatalogueIndex
-from tessera.decoding.search import ItemFilter, beam_search
+from tessera.decoding.search import CodeHead, Found, beam_search
 from tessera.policy import backbone as backbones
 from tessera.policy.data import prompts
 
@@ -28,53 +30,100 @@ def backbone() -> backbones.Backbone:
 
 @torch.inference_mode()
 def exhaustive(backbone: backbones.Backbone, history: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """log p of every item by one whole forward each: no cache, no mask, no trie."""
+    """log p of every item by a whole forward of each: no cache, no mask, no trie."""
     tokens = backbone.sid_tokens
-    scores = np.zeros(len(codes))
-    start = [backbone.bos] + tokens[np.arange(3), torch.tensor(codes[history])].flatten().tolist()
-    for item, code in enumerate(codes):
-        ids = torch.tensor([start + tokens[np.arange(3), torch.tensor(code)].tolist()])
-        logits = backbone.model(ids).logits[0]
-        for level in range(3):
-            logp = logits[len(start) - 1 + level][tokens[level]].float().log_softmax(-1)
-            scores[item] += float(logp[code[level]])
-    return scores
+    start = torch.tensor([backbone.bos, *tokens[np.arange(3), torch.tensor(codes[history])].flatten().tolist()])
+    paths = tokens[np.arange(3), torch.tensor(codes)]
+    logits = backbone.model(torch.cat([start.expand(len(codes), -1), paths], dim=1)).logits
+    scores = torch.zeros(len(codes))
+    for level in range(3):
+        logp = logits[:, len(start) - 1 + level][:, tokens[level]].float().log_softmax(-1)
+        scores += logp[np.arange(len(codes)), codes[:, level]]
+    return scores.numpy()
 
 
-def search(backbone, codes, histories, k, beams, exclude=None, allow=None):
+def search(
+    backbone: backbones.Backbone, codes, histories, k, beams, exclude=None, allow=None, decoder: Decoder | None = None
+) -> Found:
     index = CatalogueIndex.build(codes, SIZE)
     keep = None
     if exclude is not None or allow is not None:
         none = np.empty(0, np.int64)
         keep = ItemFilter.build(index, exclude or [none] * len(histories), allow or [None] * len(histories))
     tokens, mask = prompts(histories, codes, backbone.sid_tokens.numpy(), backbone.bos)
-    return beam_search(backbone.model, backbone.sid_tokens, index, tokens, mask, k=k, beams=beams, keep=keep)
+    asked = Prompts(tokens, mask.sum(1), torch.zeros(len(tokens), dtype=torch.int64))
+    head = CodeHead(backbone.model, backbone.sid_tokens)
+    decoder = decoder or FusedDecoder(backbone.model)
+    return beam_search(decoder, head, index, asked, k=k, beams=beams, keep=keep)
 
 
-@given(st.data())
-@settings(max_examples=40, deadline=None)
-def test_a_beam_as_wide_as_the_catalogue_equals_the_oracle(backbone: backbones.Backbone, data: st.DataObject) -> None:
-    rows = data.draw(st.lists(st.integers(0, SIZE**3 - 1), min_size=1, max_size=12, unique=True))
+def cases(data: st.DataObject):
+    """A catalogue (a full first prefix, lone items, anything), histories and filters, some of which leave nothing."""
+    rows = data.draw(st.lists(st.integers(0, SIZE**3 - 1), min_size=1, max_size=14, unique=True))
     codes = np.stack(np.unravel_index(rows, (SIZE,) * 3), axis=1)
     item = st.integers(0, len(codes) - 1)
     drawn = data.draw(st.lists(st.lists(item, min_size=1, max_size=4), min_size=1, max_size=3))
     histories = [np.array(h) for h in drawn]
     exclude = [np.array(sorted(data.draw(st.sets(item))), dtype=np.int64) for _ in histories]
     restrict = [data.draw(st.none() | st.sets(item)) for _ in histories]
-    allow = [
-        np.setdiff1d(np.array(sorted(a), dtype=np.int64), e) if a is not None else None
-        for a, e in zip(restrict, exclude, strict=True)
-    ]
-    found = search(backbone, codes, histories, len(codes), len(codes), exclude, allow)
+    allow = [np.array(sorted(a), dtype=np.int64) if a is not None else None for a in restrict]
+    return codes, histories, exclude, allow
+
+
+@given(st.data())
+@settings(max_examples=1000, deadline=None)
+def test_a_beam_as_wide_as_the_catalogue_equals_the_oracle(backbone: backbones.Backbone, data: st.DataObject) -> None:
+    """Item by item, score by score, also for beams wider than the catalogue and filters that leave nothing."""
+    codes, histories, exclude, allow = cases(data)
+    width = len(codes) + data.draw(st.integers(0, 5))
+    k = data.draw(st.integers(1, width))
+    found = search(backbone, codes, histories, k, width, exclude, allow)
     for number, history in enumerate(histories):
         scores = exhaustive(backbone, history, codes)
-        only = allow[number]
-        candidates = only if only is not None else np.setdiff1d(np.arange(len(codes)), exclude[number])
-        expected = sorted(candidates.tolist(), key=lambda i: -scores[i])
+        only = allow[number] if allow[number] is not None else np.arange(len(codes))
+        expected = sorted(np.setdiff1d(only, exclude[number]).tolist(), key=lambda i: -scores[i])[:k]
         got = [r for r in found.rows[number].tolist() if r >= 0]
-        assert sorted(got) == sorted(expected)
+        assert len(got) == len(expected)
+        assert len(set(got)) == len(got)
+        assert set(got) <= set(only) - set(exclude[number])
         assert found.scores[number][: len(got)].tolist() == pytest.approx([scores[i] for i in got], abs=2e-4)
         assert [scores[i] for i in got] == pytest.approx([scores[i] for i in expected], abs=2e-4)
+
+
+@given(st.data(), st.integers(1, 6))
+@settings(max_examples=60, deadline=None)
+def test_a_narrow_beam_equals_plain_beams(backbone: backbones.Backbone, data: st.DataObject, beams: int) -> None:
+    """Against prefixes kept in dictionaries, scored from the oracle's model: what is pruned is what should be."""
+    codes, histories, _, _ = cases(data)
+    found = search(backbone, codes, histories, beams, beams)
+    for number, history in enumerate(histories):
+        kept: dict[tuple[int, ...], float] = {(): 0.0}
+        for depth in range(3):
+            known = {tuple(code[: depth + 1]) for code in codes.tolist()}
+            step = {p: kept[p[:-1]] + _step(backbone, codes, history, p) for p in known if p[:-1] in kept}
+            kept = dict(sorted(step.items(), key=lambda one: -one[1])[:beams])
+        got = [tuple(codes[row].tolist()) for row in found.rows[number].tolist() if row >= 0]
+        assert sorted(kept[sid] for sid in got) == pytest.approx(sorted(kept.values()), abs=2e-4)
+
+
+@torch.inference_mode()
+def _step(backbone: backbones.Backbone, codes: np.ndarray, history: np.ndarray, prefix: tuple[int, ...]) -> float:
+    tokens, level = backbone.sid_tokens, len(prefix) - 1
+    start = [backbone.bos, *tokens[np.arange(3), torch.tensor(codes[history])].flatten().tolist()]
+    ids = torch.tensor([start + [int(tokens[at, c]) for at, c in enumerate(prefix[:-1])]])
+    return float(backbone.model(ids).logits[0, -1][tokens[level]].float().log_softmax(-1)[prefix[-1]])
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_generic_decoder_gives_the_same(backbone: backbones.Backbone, data: st.DataObject) -> None:
+    codes, histories, exclude, allow = cases(data)
+    both = [
+        search(backbone, codes, histories, 8, 8, exclude, allow, decoder)
+        for decoder in (FusedDecoder(backbone.model), GenericDecoder(backbone.model))
+    ]
+    assert torch.allclose(both[0].scores, both[1].scores, atol=1e-4)
+    assert both[0].rows.shape == both[1].rows.shape
 
 
 def test_a_filtered_user_still_gets_k_items(backbone: backbones.Backbone) -> None:
