@@ -3,8 +3,8 @@
     python -m benchmarks.decoding                     the base case alone and in a batch of 16
     python -m benchmarks.decoding --sweep             items, beams, history, batch and levels in turn
 
-Four sides take turns: `generate` with a prefix function, `generate` with a vectorised logits processor, this engine, and
-the floor, which is the engine's bare forward of the same numbers of tokens. All score alike (a softmax over a level's
+Four sides take turns: `generate` with a prefix function, `generate` with a vectorised logits processor, this engine,
+and the floor: the engine's bare forward of the same numbers of tokens. All score alike (a softmax over a level's
 codes, which `generate` gets from a logits processor), so that their answers can be compared item by item.
 """
 
