@@ -6,7 +6,6 @@ range of leaves. Five bytes a node and no row of K bits: a million items of four
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,12 +74,8 @@ class CatalogueIndex:
         code, first = _trie(codes[order])
         leaf = np.empty(len(order), np.int32)
         leaf[order] = np.arange(len(order), dtype=np.int32)
-        arrays = [codes, leaf, order.astype(np.int32), code, first]
-        tensors: list[Any] = [
-            [torch.from_numpy(one) for one in array] if isinstance(array, list) else torch.from_numpy(array)
-            for array in arrays
-        ]
-        return cls(*tensors, codebook_size)
+        flat = [torch.from_numpy(one) for one in (codes, leaf, order.astype(np.int32))]
+        return cls(flat[0], flat[1], flat[2], _tensors(code), _tensors(first), codebook_size)
 
     def save(self, path: Path) -> None:
         """Write the arrays as one safetensors file."""
@@ -100,16 +95,16 @@ class CatalogueIndex:
         try:
             arrays = load_file(path)
             depth = arrays["codes"].shape[1]
-            trie = [[arrays[f"{name}.{d}"] for d in range(depth)] for name in ("code", "first")]
-            return cls(arrays["codes"], arrays["leaf"], arrays["item"], *trie, codebook_size)
+            code, first = ([arrays[f"{name}.{d}"] for d in range(depth)] for name in ("code", "first"))
+            return cls(arrays["codes"], arrays["leaf"], arrays["item"], code, first, codebook_size)
         except (OSError, SafetensorError, KeyError, IndexError) as error:
             raise BundleError(f"{path} is not a saved catalogue index ({error}); build it again.") from None
 
     def to(self, device: torch.device | str) -> "CatalogueIndex":
         """The same index on another device."""
-        flat = [one.to(device) for one in (self.codes, self.leaf, self.item)]
-        trie = [[one.to(device) for one in array] for array in (self.code, self.first)]
-        return CatalogueIndex(*flat, *trie, self.codebook_size)
+        codes, leaf, item = (one.to(device) for one in (self.codes, self.leaf, self.item))
+        code, first = ([one.to(device) for one in array] for array in (self.code, self.first))
+        return CatalogueIndex(codes, leaf, item, code, first, self.codebook_size)
 
     @property
     def nbytes(self) -> int:
@@ -178,6 +173,10 @@ def pack(codes: np.ndarray, codebook_size: int) -> np.ndarray:
         key <<= bits
         key |= codes[:, column]
     return key
+
+
+def _tensors(arrays: list[np.ndarray]) -> list[Tensor]:
+    return [torch.from_numpy(one) for one in arrays]
 
 
 def _check(codes: np.ndarray, codebook_size: int) -> None:

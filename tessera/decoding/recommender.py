@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -163,7 +164,7 @@ class Recommender:
         length = mask.sum(1)
         known = torch.tensor([one.tokens if one else 0 for one in entries]).minimum(length - 1)
         asked = Prompts(*(one.to(model.device) for one in (tokens, length, known)))
-        cache = self._decoder.cache(len(recent), columns(asked, self.index, width))
+        cache: Any = self._decoder.cache(len(recent), columns(asked, self.index, width))
         if reuse:
             self._prefixes.restore(entries, known, length, tokens.shape[1], cache)
         head = CodeHead(model, self.backbone.sid_tokens)
