@@ -8,14 +8,14 @@ from datetime import timedelta
 import pyarrow as pa
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.feast_object import FeastObject
-from feast.types import Array, FeastType, Float32, Int32, Int64, String, UnixTimestamp
+from feast.types import Array, Bool, FeastType, Float32, Int32, Int64, String, UnixTimestamp
 
 from feature_repo.tables import TIMESTAMP, VIEWS
 
 PUSH_SOURCE = "user_history_push"
 FOREVER = timedelta(0)  # features do not expire: a later publish replaces them
 
-_PRIMITIVES = {pa.string(): String, pa.int32(): Int32, pa.int64(): Int64, pa.float32(): Float32}
+_PRIMITIVES = {pa.string(): String, pa.int32(): Int32, pa.int64(): Int64, pa.float32(): Float32, pa.bool_(): Bool}
 
 
 def feast_type(arrow: pa.DataType) -> FeastType:

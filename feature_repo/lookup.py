@@ -48,7 +48,7 @@ class SemanticId:
 
 @dataclass(frozen=True)
 class TopK:
-    """Precomputed recommendations, best first."""
+    """Precomputed recommendations, best first; stale when the history or the policy has changed since."""
 
     item_ids: list[str]
     sids: list[str]
@@ -56,6 +56,7 @@ class TopK:
     policy_version: str
     tokenizer_version: str
     computed_at: datetime
+    stale: bool
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,30 @@ def user(where: Where, user_id: str) -> User:
         InputError: the user has neither.
         ServiceError: nothing was published, or the store does not answer.
     """
-    row = _ask(where, "serving", "user_id", user_id)
-    history, items = row["user_history__item_ids"] or [], row["user_topk__item_ids"] or []
-    if not history and not items:
+    (found,) = users(where, [user_id])
+    if not found.history and found.top_k is None:
         raise InputError(f"user '{user_id}' has no published history; check the id or push the user's purchases.")
+    return found
+
+
+def users(where: Where, user_ids: list[str]) -> list[User]:
+    """Many users' histories and lists in one question; an unknown user has neither. Raises as `user`."""
+    columns = _ask_many(where, "serving", "user_id", user_ids)
+    rows = [{name: values[place] for name, values in columns.items()} for place in range(len(user_ids))]
+    return [User(row["user_id"], row["user_history__item_ids"] or [], _top_k(row)) for row in rows]
+
+
+def _top_k(row: dict[str, Any]) -> TopK | None:
+    if not row["user_topk__item_ids"]:
+        return None
     names = ("item_ids", "sids", "scores", "policy_version", "tokenizer_version", "computed_at")
-    return User(user_id, history, TopK(*(row[f"user_topk__{name}"] for name in names)) if items else None)
+    return TopK(*(row[f"user_topk__{name}"] for name in names), stale=_stale(row))
+
+
+def _stale(row: dict[str, Any]) -> bool:
+    """Marked so, or older than the history: a push that reaches only the online store marks nothing."""
+    computed_at = row["user_topk__computed_at"].timestamp()
+    return row.get("user_topk__stale") is not False or row["user_history__item_ids__ts"] >= computed_at
 
 
 def known_items(store: "FeatureStore", item_ids: list[str]) -> set[str]:
@@ -132,10 +151,15 @@ def known_items(store: "FeatureStore", item_ids: list[str]) -> set[str]:
 
 
 def _ask(where: Where, service: str, key: str, value: str) -> dict[str, Any]:
+    return {name: values[0] for name, values in _ask_many(where, service, key, [value]).items()}
+
+
+def _ask_many(where: Where, service: str, key: str, values: list[str]) -> dict[str, list[Any]]:
+    """Columns by feature name, one value for each of `values`, and under "<feature>__ts" when they were published."""
     store = open_store(where) if isinstance(where, Path) else where
     try:
         features = store.get_feature_service(service)
-        reply = store.get_online_features(features, [{key: value}], full_feature_names=True).to_dict()
+        rows = [{key: value} for value in values]
+        return store.get_online_features(features, rows, full_feature_names=True).to_dict(include_event_timestamps=True)
     except Exception as error:
         raise ServiceError(f"the feature store did not answer ({error}); check its databases.") from error
-    return {name: values[0] for name, values in reply.items()}

@@ -62,7 +62,7 @@ def append(path: Path, rows: pa.Table) -> None:
 
 
 def read(path: Path, schema: pa.Schema) -> pa.Table:
-    """A file's rows in `schema`; none if the file does not exist.
+    """A file's rows in `schema`; none if the file does not exist, nulls in a column that is younger than the file.
 
     Raises:
         InputError: the file is damaged.
@@ -71,7 +71,11 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
         return schema.empty_table()
     try:
         with pq.ParquetFile(path) as file:
-            return file.read().select(schema.names).cast(schema)
+            table = file.read()
+        for field in schema if schema.names[0] in table.column_names else ():
+            if field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        return table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, KeyError, OSError) as error:
         folder = path.parent.parent
         raise InputError(f"{path} cannot be read ({error}); remove {folder} and publish the run again.") from None

@@ -7,43 +7,37 @@ what was pushed since, so that a repeat of a publish does not take pushed purcha
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo import offline
-from feature_repo.store import (
-    State,
-    connect,
-    in_place,
-    open_store,
-    prepare_embedded,
-    publishing,
-    read_state,
-    recipe,
-    write_state,
-)
-from feature_repo.tables import TIMESTAMP, UTC, VIEWS, conform_view, snapshot
-from tessera.errors import InputError, ServiceError
-from tessera.files import sha256_file
-
-if TYPE_CHECKING:
-    from feast import FeatureStore
-
-T = TypeVar("T")
+from feature_repo import offline, topk, writer
+from feature_repo.store import State, feast_folder, in_place, open_store, publishing, read_state
+from feature_repo.tables import VIEWS, conform_view, snapshot
+from tessera.errors import InputError
 
 
 def run(
-    home: Path, items: Path, captions: Path, intents: Path, quality: Path, sids: Path, splits: Path
+    home: Path,
+    items: Path,
+    captions: Path,
+    intents: Path,
+    quality: Path,
+    sids: Path,
+    splits: Path,
+    policy_version: str | None = None,
 ) -> dict[str, Any]:
     """Publish the tables of one run; the same call with an older run's tables is the rollback.
 
-    Top-K lists computed with another tokenizer are withdrawn, because they name SIDs that no longer resolve.
+    Top-K lists computed with another tokenizer are withdrawn, because they name SIDs that no longer resolve; those of
+    this tokenizer come back. Lists of another policy, or of users whose history changes, are marked stale.
+
+    Args:
+        policy_version: the policy that serves with these tables; None keeps what was said before.
 
     Returns:
         `changed`, `tokenizer_version`, `rows` and `tombstones` per view, `seconds`. A repeat has `changed` False.
@@ -56,25 +50,35 @@ def run(
     tables = snapshot(items, captions, intents, quality, sids, splits)
     version = tables["item_sid"]["tokenizer_version"][0].as_py()
     with publishing(home) as folder:
-        top_k = offline.read(folder / "published/user_topk.parquet", VIEWS["user_topk"])
-        tables["user_topk"] = top_k.filter(pc.equal(top_k["tokenizer_version"], version))
-        report = _publish(home, folder, tables, version)
+        state = read_state(home)
+        policy = state.policy_version if policy_version is None else policy_version
+        now = writer.later_than(state)
+        before = {view: writer.published(folder, view) for view in VIEWS}
+        changes = {view: offline.compare(before[view], table, version) for view, table in tables.items()}
+        histories = writer.histories(folder, offline.stamped(changes["user_history"].rows, now))
+        lists = topk.of_known_users(topk.newest(writer.log_of(folder, "user_topk"), version), histories)
+        lists = topk.judged(lists, histories, policy)
+        changes["user_topk"] = offline.compare(before["user_topk"], lists, version)
+        after = replace(state, tokenizer_version=version, policy_version=policy)
+        report = writer.write(home, folder, changes, after, now)
     return report | {"tokenizer_version": version, "seconds": round(time.monotonic() - started, 3)}
 
 
-def publish_topk(home: Path, table: pa.Table) -> dict[str, Any]:
-    """Publish the precomputed recommendations of all users; users that `table` lacks lose theirs.
+def publish_topk(home: Path, table: pa.Table, *, partial: bool = False) -> dict[str, Any]:
+    """Publish precomputed recommendations.
 
     Args:
-        table: columns user_id, item_ids, sids, scores, policy_version, tokenizer_version, computed_at (time stamp).
+        table: columns user_id, item_ids, sids, scores, policy_version, tokenizer_version, computed_at (time stamp);
+            `stale` follows from the histories and the policy that are published.
+        partial: users that `table` lacks keep their lists; without it they lose theirs.
 
     Raises:
-        InputError: a column is missing, a user occurs twice, lists of a row differ in length, or the SIDs are not of
-            the tokenizer that is online.
+        InputError: a column is missing, a user occurs twice, lists of a row differ in length, or the lists are not of
+            the tokenizer that is online or of the policy that serves.
         ServiceError: a store does not answer; the same call later completes the publish.
     """
     started = time.monotonic()
-    table = conform_view("user_topk", table, "the top-K table")
+    table = conform_view("user_topk", topk.with_stale(table, pa.nulls(table.num_rows, pa.bool_())), "the top-K table")
     lengths = [pc.list_value_length(table[name]) for name in ("item_ids", "sids", "scores")]
     if any(not lengths[0].equals(other) for other in lengths[1:]):
         raise InputError("the top-K table has rows whose item_ids, sids and scores differ in length; compute it again.")
@@ -82,19 +86,50 @@ def publish_topk(home: Path, table: pa.Table) -> dict[str, Any]:
         state = read_state(home)
         if not (state.tokenizer_version and in_place(home, state)):
             raise InputError(f"publish the items and SIDs of a run to {home} before top-K lists that name them.")
-        version = state.tokenizer_version
-        others = [other for other in table["tokenizer_version"].unique().to_pylist() if other != version]
-        if others:
-            raise InputError(
-                f"the top-K table was computed with tokenizer {others[0]}, but the SIDs of {version} are online; "
-                "publish that tokenizer's run first, or compute the table again."
-            )
-        report = _publish(home, folder, {"user_topk": table}, version)
+        _check_versions(table, state)
+        before, version = writer.published(folder, "user_topk"), state.tokenizer_version
+        lists = topk.judged(table, writer.histories(folder), state.policy_version)
+        asked = pc.is_in(before["user_id"], value_set=lists["user_id"])
+        others = before.filter(pc.invert(asked)) if partial else before.schema.empty_table()
+        change = offline.compare(before.filter(asked) if partial else before, lists, version)
+        change = replace(change, published=pa.concat_tables([others, change.published]))
+        report = writer.write(home, folder, {"user_topk": change}, state, writer.later_than(state))
     return report | {"tokenizer_version": version, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _check_versions(table: pa.Table, state: State) -> None:
+    for kind, online in (("tokenizer", state.tokenizer_version), ("policy", state.policy_version)):
+        others = [other for other in table[f"{kind}_version"].unique().to_pylist() if online and other != online]
+        if others:
+            what = "the SIDs of {} are online" if kind == "tokenizer" else "policy {} serves"
+            raise InputError(
+                f"the top-K table was computed with {kind} {others[0]}, but {what.format(online)}; "
+                "compute the table again, or publish that run first."
+            )
+
+
+def moment(home: Path) -> datetime:
+    """The time to write on lists that are computed from histories read from now on.
+
+    Every later change of a history has this time or a later one, every earlier change an earlier one.
+    """
+    with publishing(home):  # a push that is under way has its time already, and its history not yet written
+        return datetime.fromtimestamp(writer.later_than(read_state(home)), timezone.utc)
+
+
+def users(home: Path) -> list[str]:
+    """All users with a published or pushed history, in order; those pushed only online are not known here.
+
+    Raises:
+        InputError: the offline files are damaged.
+    """
+    return topk.users(writer.histories(feast_folder(home)))
 
 
 def push_history(home: Path, user_id: str, item_ids: list[str]) -> list[str]:
     """Append new purchases to a user's history through Feast's push source, online and offline.
+
+    The user's precomputed list is marked stale.
 
     Returns:
         The whole history, oldest first.
@@ -104,97 +139,17 @@ def push_history(home: Path, user_id: str, item_ids: list[str]) -> list[str]:
         ServiceError: nothing was published yet, or a store does not answer.
     """
     from feature_repo.lookup import known_items
+    from feature_repo.lookup import users as users_of
 
     if not user_id or not item_ids:
         raise InputError("a push needs a user id and at least one purchased item id.")
     with publishing(home) as folder:
         store = open_store(home)
-        known = _asked(lambda: known_items(store, item_ids))
+        known = writer.asked(lambda: known_items(store, item_ids))
         unknown = [item_id for item_id in item_ids if item_id not in known]
         if unknown:
             raise InputError(f"item '{unknown[0]}' is not in the published catalogue; publish it before it is pushed.")
-        reply = _asked(lambda: store.get_online_features(["user_history:item_ids"], [{"user_id": user_id}]).to_dict())
-        history = [*(reply["item_ids"][0] or []), *item_ids]
-        _push(home, folder, store, pa.table({"user_id": [user_id], "item_ids": [history]}, VIEWS["user_history"]))
+        (user,) = users_of(store, [user_id])
+        history = [*user.history, *item_ids]
+        writer.push(home, folder, store, pa.table({"user_id": [user_id], "item_ids": [history]}, VIEWS["user_history"]))
     return history
-
-
-def _push(home: Path, folder: Path, store: "FeatureStore", rows: pa.Table) -> None:
-    from feature_repo.definitions import PUSH_SOURCE
-
-    state, log = read_state(home), folder / "offline/user_history.parquet"
-    whole, now = _synced(log, state), _later_than(state)
-    rows = offline.stamped(rows, now)
-    offline.append(log, rows)
-    _asked(lambda: store.push(PUSH_SOURCE, rows.to_pandas()))
-    digests = state.offline | ({log.stem: sha256_file(log)} if whole else {})
-    write_state(home, replace(state, event_timestamp=now, offline=digests))
-
-
-def _publish(home: Path, folder: Path, tables: dict[str, pa.Table], version: str) -> dict[str, Any]:
-    state = read_state(home)
-    same_store = in_place(home, state)
-    logs = {view: folder / f"offline/{view}.parquet" for view in tables}
-    synced = {view: same_store and _synced(log, state) for view, log in logs.items()}
-    published = {view: folder / f"published/{view}.parquet" for view in tables}
-    changes = {
-        view: offline.compare(offline.read(published[view], VIEWS[view]), table, version)
-        for view, table in tables.items()
-    }
-    report = {
-        "changed": any(change.rows.num_rows for change in changes.values()) or not all(synced.values()),
-        "rows": {view: change.rows.num_rows for view, change in changes.items()},
-        "tombstones": {view: change.tombstones for view, change in changes.items()},
-    }
-    if not report["changed"]:
-        return report
-    now = _later_than(state)
-    for view, change in changes.items():
-        if change.rows.num_rows or not logs[view].is_file():
-            offline.append(logs[view], offline.stamped(change.rows, now))
-            offline.write(published[view], change.published)
-    prepare_embedded(home)
-    store = connect(home)
-    if not same_store:
-        from feature_repo.definitions import DEFINITIONS
-
-        _asked(lambda: store.apply(DEFINITIONS))
-    digests = {view: digest for view, digest in state.offline.items() if same_store and view not in tables}
-    if state.recipe:  # from here on the online store is neither the old publish nor the new one
-        write_state(home, replace(state, tokenizer_version="", event_timestamp=now, offline=digests))
-    for view, change in changes.items():
-        _to_online(store, view, offline.stamped(change.rows, now) if synced[view] else _latest(logs[view], view), now)
-    digests |= {view: sha256_file(log) for view, log in logs.items()}
-    write_state(home, State(recipe(home), version, now, digests))
-    return report
-
-
-def _latest(log: Path, view: str) -> pa.Table:
-    return offline.latest(offline.read(log, VIEWS[view].append(pa.field(TIMESTAMP, UTC))))
-
-
-def _to_online(store: "FeatureStore", view: str, rows: pa.Table, now: int) -> None:
-    """Write rows in one transaction and note the interval in the registry, as `feast materialize` does.
-
-    Feast's own materialize leaves the same rows but takes four times as long (measured with 12,000 items).
-    """
-    if rows.num_rows:
-        frame = rows.combine_chunks().to_pandas()
-        _asked(lambda: store.write_to_online_store(view, frame))
-    moment = datetime.fromtimestamp(now, timezone.utc)
-    _asked(lambda: store.registry.apply_materialization(store.get_feature_view(view), store.project, moment, moment))
-
-
-def _asked(call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except Exception as error:
-        raise ServiceError(f"the feature store refused ({error}); check its databases and repeat.") from error
-
-
-def _later_than(state: State) -> int:
-    return max(int(time.time()), state.event_timestamp + 1)
-
-
-def _synced(log: Path, state: State) -> bool:
-    return log.is_file() and state.offline.get(log.stem) == sha256_file(log)

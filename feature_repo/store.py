@@ -33,6 +33,8 @@ class State:
     """Digest of Feast's settings and of the definitions that were applied."""
     tokenizer_version: str = ""
     """Tokenizer whose SIDs are online."""
+    policy_version: str = ""
+    """Policy that is served with them; empty where the publish did not say."""
     event_timestamp: int = 0
     """Seconds since 1970 of the newest rows; the next ones are later, whatever the clock says."""
     offline: dict[str, str] = field(default_factory=dict)

@@ -41,7 +41,7 @@ VIEWS: dict[str, pa.Schema] = {
     "user_topk": pa.schema([
         *_pick("splits", "user_id"), _many("item_ids", "sids", "item_id"), _many("sids", "sids", "sid"),
         pa.field("scores", pa.list_(pa.float32())), pa.field("policy_version", pa.string()),
-        *_pick("sids", "tokenizer_version"), pa.field("computed_at", UTC),
+        *_pick("sids", "tokenizer_version"), pa.field("computed_at", UTC), pa.field("stale", pa.bool_()),
     ]),
 }  # fmt: skip
 

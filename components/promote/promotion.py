@@ -9,8 +9,9 @@ from typing import Any
 
 from components.register.registering import FEATURES
 from feature_repo.publish import run as publish
+from serving.model_repository import releases
 from serving.registry import Registry, Version
-from serving.release import release
+from serving.release import release, take_back
 from tessera.config import PlatformSettings
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def _move(
     home = Path(home)
     registry = Registry(home, platform.mlflow_url)
     with _alone(home):
-        target, before = choose(registry), registry.aliases()
+        target, before, served = choose(registry), registry.aliases(), releases(_models(home))
         try:
             installed = install(registry, home, platform, target)
             champion = point(registry, target.version)
@@ -59,6 +60,9 @@ def _move(
             if before.champion is not None and before.champion != target.version:
                 log.warning("the move failed; putting champion %s back", before.champion)
                 install(registry, home, platform, registry.resolve(before.champion))
+            if before.champion is None:  # nothing to put back, but a server must not start with what was not promoted
+                for number in sorted(set(releases(_models(home))) - set(served), reverse=True):
+                    take_back(_models(home), number)
             raise
     return {"champion": champion.version, "policy_version": champion.bundle_version, **installed}
 
@@ -66,11 +70,16 @@ def _move(
 def install(registry: Registry, home: Path, platform: PlatformSettings, version: Version) -> dict[str, Any]:
     """Publish a version's features and have its policy served; both are safe to repeat."""
     folder = registry.artefacts(version, FEATURES)
-    published = publish(home, **{name: folder / f"{name}.parquet" for name in TABLES})
+    tables = {name: folder / f"{name}.parquet" for name in TABLES}
+    published = publish(home, **tables, policy_version=version.bundle_version)
     feature_server = f"http://{platform.host}:{platform.features_port}"
     bundle = registry.download(version.model, version.version)
-    served = release(bundle, home / "triton" / "models", feature_server=feature_server)
+    served = release(bundle, _models(home), feature_server=feature_server)
     return {"features_changed": published["changed"], "release": served.name}
+
+
+def _models(home: Path) -> Path:
+    return home / "triton" / "models"
 
 
 @contextmanager

@@ -71,17 +71,20 @@ def make_run(tmp_path: Path) -> Callable[..., Tables]:
 @pytest.fixture
 def make_topk() -> Callable[..., pa.Table]:
     """`make_topk({"ann": ["b2"]}, "tok-1")` is a top-K table; SIDs and scores follow from the places in the list."""
+    long_ago = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
-    def build(items: dict[str, list[str]], version: str) -> pa.Table:
+    def build(
+        items: dict[str, list[str]], version: str, policy: str = "pol-1", computed_at: datetime = long_ago
+    ) -> pa.Table:
         places = [range(len(row)) for row in items.values()]
         return pa.table({
             "user_id": list(items),
             "item_ids": list(items.values()),
             "sids": [[f"1_2_{place}" for place in row] for row in places],
             "scores": [[-0.5 * place for place in row] for row in places],
-            "policy_version": ["pol-1"] * len(items),
+            "policy_version": [policy] * len(items),
             "tokenizer_version": [version] * len(items),
-            "computed_at": [datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)] * len(items),
+            "computed_at": [computed_at] * len(items),
         })  # fmt: skip
 
     return build

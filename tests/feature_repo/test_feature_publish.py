@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo import lookup, publish
+from feature_repo import lookup, publish, writer
 from feature_repo.store import connect, feast_folder, open_store, read_state
 from tessera.errors import InputError, ServiceError
 
@@ -167,7 +167,7 @@ def test_top_k_lists_are_of_the_tokenizer_online(tmp_path: Path, make_run: Calla
     assert not publish.publish_topk(tmp_path, lists)["changed"]
     computed_at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     assert lookup.user(tmp_path, "ann").top_k == lookup.TopK(
-        ["b2", "l1"], ["1_2_0", "1_2_1"], [0.0, -0.5], "pol-1", "tok-1", computed_at
+        ["b2", "l1"], ["1_2_0", "1_2_1"], [0.0, -0.5], "pol-1", "tok-1", computed_at, stale=True
     )
     assert not publish.run(tmp_path, **make_run("again"))["changed"]
     publish.publish_topk(tmp_path, lists.slice(0, 1))
@@ -189,14 +189,14 @@ def test_an_interrupted_publish_is_completed_by_the_same_call(
     old, new = make_run("old"), make_run("new", version="tok-2", sids=NEW_SIDS)
     publish.run(tmp_path / "home", **old)
     shutil.copytree(tmp_path / "home", tmp_path / "calm")
-    write = publish._to_online
+    write = writer._to_online
 
     def killed(store: object, view: str, *rest: object) -> None:
         if view == broken_view:
             raise KeyboardInterrupt
         write(store, view, *rest)
 
-    monkeypatch.setattr(publish, "_to_online", killed)
+    monkeypatch.setattr(writer, "_to_online", killed)
     with pytest.raises(KeyboardInterrupt):
         publish.run(tmp_path / "home", **new)
     monkeypatch.undo()
