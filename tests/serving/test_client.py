@@ -12,6 +12,7 @@ import pytest
 from tessera_client import (
     AsyncFeatures,
     AsyncRecommender,
+    Busy,
     DeadlineExceeded,
     Features,
     InvalidRequest,
@@ -67,8 +68,9 @@ def nobody() -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "either a history or a user"),
-        ({"history": ["a"], "user": "u"}, "either a history or a user"),
+        ({}, "give a history, a user, or both"),
+        ({"history": [], "user": "u"}, "the history is empty"),
+        ({"history": ["a"], "priority": "urgent"}, "priority is 'urgent'; choose 'interactive' or 'batch'"),
         ({"history": []}, "the history is empty"),
         ({"history": "abc"}, "history is 'abc'; give a list"),
         ({"history": {"a", "b"}}, "give a list"),
@@ -107,6 +109,10 @@ def test_other_arguments_of_the_clients_are_checked() -> None:
         AsyncRecommender("127.0.0.1:1", timeout=-1)
     with pytest.raises(InvalidRequest, match="timeout is inf"):
         Features("127.0.0.1:1", timeout=float("inf"))
+    with pytest.raises(InvalidRequest, match="failures is 0; give a whole number"):
+        Recommender("127.0.0.1:1", failures=0)
+    with pytest.raises(InvalidRequest, match="pause is 0; give a number of seconds above 0"):
+        AsyncRecommender("127.0.0.1:1", pause=0)
     with Features("127.0.0.1:1") as features:
         for wrong in ("", "1-2", "1__2", "a_b"):
             with pytest.raises(InvalidRequest, match="is not a semantic ID; write its codes joined by '_'"):
@@ -165,6 +171,8 @@ def test_features_that_are_not_up_or_silent(nobody: str, silent: str) -> None:
         (200, b'{"outputs": [{"name": "item_ids", "data": ["a"]}]}', ServerError, "is no recommendation"),
         (500, b'{"error": "it  broke"}', ServerError, "^it broke$"),
         (502, b"", ServerUnavailable, "answered with status 502 and no reason"),
+        (503, b'{"error": "[request id: 1] Exceeds maximum queue size"}', Busy, "is busy, its queue is full"),
+        (503, b'{"error": "Request timeout expired"}', DeadlineExceeded, "did not get to the request in its time"),
         (404, b'{"error": "Request for unknown model: \'tessera\'"}', ServerUnavailable, "has no policy loaded"),
     ],
 )

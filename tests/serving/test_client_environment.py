@@ -114,6 +114,7 @@ def test_lookups_answer_from_it(found: Any) -> None:
             {"item_id": "100", "sid": "0_0_0", "score": -0.5}, {"item_id": "101", "sid": "1_0_1", "score": -1.5},
         ],
         "policy_version": "pol-1", "tokenizer_version": "tok-1", "computed_at": "2026-01-02 03:04:05+00:00",
+        "stale": True,  # the history was published later
     }  # fmt: skip
 
 

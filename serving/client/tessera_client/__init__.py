@@ -1,6 +1,7 @@
 """Thin client of Tessera: recommendations from Triton (HTTP or gRPC), features from Feast's feature server."""
 
 from tessera_client.errors import (
+    Busy,
     DeadlineExceeded,
     InvalidRequest,
     NotFound,
@@ -15,6 +16,7 @@ from tessera_client.results import Item, ItemFeatures, Recommendations, Semantic
 __all__ = [
     "AsyncFeatures",
     "AsyncRecommender",
+    "Busy",
     "DeadlineExceeded",
     "Features",
     "InvalidRequest",

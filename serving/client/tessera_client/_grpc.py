@@ -8,7 +8,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tessera_client._http import refusal
+from tessera_client._http import microseconds, refusal
 from tessera_client._query import MODEL, Query, address, recommendations
 from tessera_client.errors import (
     DeadlineExceeded,
@@ -44,7 +44,7 @@ class GrpcTransport:
     def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
         try:
-            result = self._client.infer(MODEL, _inputs(query, triton.InferInput), client_timeout=timeout)
+            result = self._client.infer(MODEL, _inputs(query, triton.InferInput), **_limits(query, timeout))
         except InferenceServerException as error:
             raise _error(error, self._url, timeout) from None
         return _read(result)
@@ -63,7 +63,7 @@ class AsyncGrpcTransport:
     async def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
         try:
-            result = await self._client.infer(MODEL, _inputs(query, triton.InferInput), client_timeout=timeout)
+            result = await self._client.infer(MODEL, _inputs(query, triton.InferInput), **_limits(query, timeout))
         except InferenceServerException as error:
             raise _error(error, self._url, timeout) from None
         return _read(result)
@@ -76,6 +76,11 @@ class AsyncGrpcTransport:
 def _client(kind: Callable[..., Any], url: str) -> tuple[Any, str]:
     place, encrypted = address(url, {"grpc": False, "grpcs": True}, 8001)
     return kind(place, ssl=encrypted, channel_args=_OPTIONS), place
+
+
+def _limits(query: Query, timeout: float) -> dict[str, Any]:
+    """How long Triton may keep the request waiting, and how long this side waits for Triton."""
+    return {"priority": query.priority, "timeout": microseconds(timeout), "client_timeout": timeout}
 
 
 def _inputs(query: Query, kind: Callable[..., Any]) -> list[Any]:
@@ -100,7 +105,7 @@ def _error(error: InferenceServerException, url: str, timeout: float) -> Tessera
     code = str(error.status()).removeprefix("StatusCode.")
     kind = _KINDS.get(code, ServerError)
     if kind is DeadlineExceeded:
-        return DeadlineExceeded(f"{url} did not answer within {timeout:g} s; try again or allow more time.")
+        return DeadlineExceeded(f"{url} did not answer within {round(timeout, 3):g} s; try again or allow more time.")
     said = str(error.message())
     if kind is ServerUnavailable and ("connect" in said.lower() or "resolution" in said.lower()):
         reason = " ".join(said.split())[:200]

@@ -8,6 +8,7 @@ import httpx
 
 from tessera_client._query import MODEL, Query, address, recommendations
 from tessera_client.errors import (
+    Busy,
     DeadlineExceeded,
     InvalidRequest,
     NotFound,
@@ -39,7 +40,7 @@ class HttpTransport:
     def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
         with speaking(self._url, timeout):
-            return _read(self._client.post(_INFER, json=_body(query), timeout=timeout), self._url)
+            return _read(self._client.post(_INFER, json=_body(query, timeout), timeout=timeout), self._url)
 
     def close(self) -> None:
         """Close the connections."""
@@ -56,7 +57,7 @@ class AsyncHttpTransport:
     async def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
         with speaking(self._url, timeout):
-            return _read(await self._client.post(_INFER, json=_body(query), timeout=timeout), self._url)
+            return _read(await self._client.post(_INFER, json=_body(query, timeout), timeout=timeout), self._url)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -69,7 +70,8 @@ def speaking(url: str, timeout: float) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException:
-        raise DeadlineExceeded(f"{url} did not answer within {timeout:g} s; try again or allow more time.") from None
+        waited = f"{round(timeout, 3):g} s"
+        raise DeadlineExceeded(f"{url} did not answer within {waited}; try again or allow more time.") from None
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
         raise ServerUnavailable(f"no server answers at {url} ({reason}); start it or check the address.") from None
@@ -92,11 +94,21 @@ def refusal(kind: type[TesseraClientError], said: object, url: str, status: str)
     message = " ".join(str(said).split()) if said else f"{url} answered with {status} and no reason; look into its log."
     if message.startswith("Request for unknown model"):
         return ServerUnavailable(f"the server at {url} has no policy loaded; promote one and load it.")
+    if "Exceeds maximum queue size" in message:
+        return Busy(f"the server at {url} is busy, its queue is full; try again a little later.")
+    if "Request timeout expired" in message:
+        return DeadlineExceeded(f"{url} is busy and did not get to the request in its time; try again or allow more.")
     return kind(message)
 
 
-def _body(query: Query) -> dict[str, Any]:
+def microseconds(timeout: float) -> int:
+    """A timeout as Triton takes it."""
+    return max(int(timeout * 1e6), 1)
+
+
+def _body(query: Query, timeout: float) -> dict[str, Any]:
     return {
+        "parameters": {"priority": query.priority, "timeout": microseconds(timeout)},
         "inputs": [
             {"name": name, "datatype": datatype, "shape": [1, len(values)], "data": values}
             for name, datatype, values in query.tensors()

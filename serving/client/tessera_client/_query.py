@@ -3,17 +3,20 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tessera_client.errors import InvalidRequest, ServerError
 from tessera_client.results import Item, Recommendations
 
 MODEL = "tessera"
+Priority = Literal["interactive", "batch"]
+# Levels of Triton's queue; the lower one goes first.
+PRIORITIES: dict[str, int] = {"interactive": 1, "batch": 2}
 
 
 @dataclass(frozen=True)
 class Query:
-    """One request; exactly one of history and user is set."""
+    """One request; a history, a user, or both: then the history is asked with and the user has the cached list."""
 
     history: tuple[str, ...]
     user: str | None
@@ -21,6 +24,7 @@ class Query:
     exclude: tuple[str, ...]
     allow: tuple[str, ...] | None
     include_history: bool
+    priority: int
 
     def tensors(self) -> list[tuple[str, str, list[Any]]]:
         """(name, Triton datatype, values) of each input; every shape is [1, len(values)].
@@ -29,7 +33,7 @@ class Query:
         """
         return [
             ("history", "BYTES", list(self.history) or [""]),
-            ("user_id", "BYTES", [self.user or ""]),
+            ("user_id", "BYTES", ["" if self.history else self.user or ""]),
             ("k", "INT32", [self.k]),
             ("exclude", "BYTES", list(self.exclude) or [""]),
             ("allow", "BYTES", list(self.allow or [""])),
@@ -44,14 +48,17 @@ def query(
     exclude: Sequence[str],
     allow: Sequence[str] | None,
     include_history: bool,
+    priority: str,
 ) -> Query:
     """Check a request.
 
     Raises:
-        InvalidRequest: neither or both of history and user, an empty one, ids that are no strings, or k below 1.
+        InvalidRequest: neither history nor user, an empty one, ids that are no strings, k below 1, or no such priority.
     """
-    if (history is None) == (user is None):
-        raise InvalidRequest("give either a history or a user.")
+    if history is None and user is None:
+        raise InvalidRequest("give a history, a user, or both.")
+    if priority not in PRIORITIES:
+        raise InvalidRequest(f"priority is {priority!r}; choose {' or '.join(map(repr, PRIORITIES))}.")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < 2**31:
         raise InvalidRequest(f"k is {k!r}; ask for a whole number of items, at least 1.")
     if history is not None and not (items := ids(history, "history")):
@@ -65,6 +72,7 @@ def query(
         ids(exclude, "exclude"),
         ids(allow, "allow") if allow is not None else None,
         bool(include_history),
+        PRIORITIES[priority],
     )
 
 
@@ -82,10 +90,10 @@ def key(value: str, name: str) -> str:
     return value
 
 
-def seconds(timeout: float) -> float:
+def seconds(timeout: float, name: str = "timeout") -> float:
     """The timeout itself, refused unless it is a number of seconds above 0."""
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
-        raise InvalidRequest(f"timeout is {timeout!r}; give a number of seconds above 0.")
+        raise InvalidRequest(f"{name} is {timeout!r}; give a number of seconds above 0.")
     return float(timeout)
 
 

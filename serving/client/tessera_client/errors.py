@@ -17,6 +17,10 @@ class ServerUnavailable(TesseraClientError, ConnectionError):
     """The server is not up, or has nothing to serve yet: start it, or try again later."""
 
 
+class Busy(ServerUnavailable):
+    """The server has as many requests waiting as it takes: try again a little later, or ask less."""
+
+
 class DeadlineExceeded(TesseraClientError, TimeoutError):
     """No answer within the timeout: try again, or allow more time."""
 

@@ -15,6 +15,7 @@ from tessera_client.errors import InvalidRequest, NotFound, ServerError
 from tessera_client.results import Item, ItemFeatures, SemanticId, TopK, User
 
 _PATH = "/get-online-features"
+_TIME = "__ts"  # behind a feature's name: when its value was published
 Row = Mapping[str, Any]
 Answer = TypeVar("Answer")
 
@@ -45,17 +46,24 @@ class Features:
         """The items behind a semantic ID such as "12_7_201"; raises as `item`."""
         return self._ask("sid_lookup", "sid", _checked(sid), _sid)
 
-    def user(self, user_id: str) -> User:
-        """A user's history and precomputed recommendations; raises as `item`."""
-        return self._ask("serving", "user_id", key(user_id, "user_id"), _user)
+    def user(self, user_id: str, timeout: float | None = None) -> User:
+        """A user's history and precomputed recommendations; raises as `item`.
+
+        Args:
+            timeout: seconds for this request instead of the client's.
+        """
+        return self._ask("serving", "user_id", key(user_id, "user_id"), _user, timeout)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _ask(self, service: str, name: str, value: str, read: Callable[[str, Row], Answer]) -> Answer:
-        with speaking(self._url, self._timeout):
-            response = self._client.post(_PATH, json=_body(service, name, value))
+    def _ask(
+        self, service: str, name: str, value: str, read: Callable[[str, Row], Answer], timeout: float | None = None
+    ) -> Answer:
+        limit = self._timeout if timeout is None else seconds(timeout)
+        with speaking(self._url, limit):
+            response = self._client.post(_PATH, json=_body(service, name, value), timeout=limit)
         return _read(response, self._url, value, read)
 
     def __enter__(self) -> "Features":
@@ -82,17 +90,20 @@ class AsyncFeatures:
         """As `Features.sid`."""
         return await self._ask("sid_lookup", "sid", _checked(sid), _sid)
 
-    async def user(self, user_id: str) -> User:
+    async def user(self, user_id: str, timeout: float | None = None) -> User:
         """As `Features.user`."""
-        return await self._ask("serving", "user_id", key(user_id, "user_id"), _user)
+        return await self._ask("serving", "user_id", key(user_id, "user_id"), _user, timeout)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _ask(self, service: str, name: str, value: str, read: Callable[[str, Row], Answer]) -> Answer:
-        with speaking(self._url, self._timeout):
-            response = await self._client.post(_PATH, json=_body(service, name, value))
+    async def _ask(
+        self, service: str, name: str, value: str, read: Callable[[str, Row], Answer], timeout: float | None = None
+    ) -> Answer:
+        limit = self._timeout if timeout is None else seconds(timeout)
+        with speaking(self._url, limit):
+            response = await self._client.post(_PATH, json=_body(service, name, value), timeout=limit)
         return _read(response, self._url, value, read)
 
     async def __aenter__(self) -> "AsyncFeatures":
@@ -112,7 +123,9 @@ def _read(response: httpx.Response, url: str, value: str, read: Callable[[str, R
     answer = answer_of(response, url, GATEWAY)
     try:
         names = answer["metadata"]["feature_names"]
-        row = {name: result["values"][0] for name, result in zip(names, answer["results"], strict=True)}
+        results = dict(zip(names, answer["results"], strict=True))
+        row = {name: result["values"][0] for name, result in results.items()}
+        row |= {f"{name}{_TIME}": (result.get("event_timestamps") or [None])[0] for name, result in results.items()}
         return read(value, row)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ServerError(f"the answer of {url} has other features than this client knows ({error!r}).") from None
@@ -157,8 +170,16 @@ def _user(user_id: str, row: Row) -> User:
         row["user_topk__policy_version"],
         row["user_topk__tokenizer_version"],
         _moment(row["user_topk__computed_at"]),
+        _stale(row),
     )
     return User(user_id, history, top_k)
+
+
+def _stale(row: Row) -> bool:
+    """Marked so, or older than the history: a push that reaches only the online store marks nothing."""
+    computed, changed = _moment(row["user_topk__computed_at"]), _moment(row[f"user_history__item_ids{_TIME}"])
+    unsure = row.get("user_topk__stale") is not False or computed is None
+    return unsure or (changed is not None and computed is not None and changed >= computed)
 
 
 def _checked(sid: str) -> str:

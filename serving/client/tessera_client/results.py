@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,21 @@ class Item:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Items, best first, and the versions that all of them come from."""
+    """Items, best first, and the versions that all of them come from.
+
+    From `source` "policy", the served policy has just decoded them. From "cache", the server failed and the user's
+    precomputed list answers: it may be shorter than asked for, and the last three fields tell of it.
+    """
 
     items: tuple[Item, ...]
     policy_version: str
     tokenizer_version: str
+    source: Literal["policy", "cache"] = "policy"
+    computed_at: datetime | None = None
+    age_s: float | None = None
+    """Seconds since the list was computed."""
+    stale: bool = False
+    """The user's history or the policy has changed since."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,13 @@ class SemanticId:
 
 @dataclass(frozen=True)
 class TopK:
-    """Precomputed recommendations of a user, best first."""
+    """Precomputed recommendations of a user, best first; stale when the history or the policy has changed since."""
 
     items: tuple[Item, ...]
     policy_version: str
     tokenizer_version: str
     computed_at: datetime | None
+    stale: bool
 
 
 @dataclass(frozen=True)
