@@ -96,6 +96,7 @@ class Recommender:
             InputError: SIDs that cannot be indexed.
         """
         policy = load_policy(Path(folder), Path(sids) if sids is not None else None)
+        torch.nn.Module.to(policy.backbone.model, "cuda" if torch.cuda.is_available() else "cpu")
         return cls(
             policy.backbone,
             policy.sids,

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from tessera.config import PolicySettings
+from tessera.errors import InputError
 from tessera.files import read_json, replacing, write_json
 from tessera.policy.backbone import Backbone, add_dropout
 from tessera.policy.data import IGNORE, Packed, pack, windows
@@ -180,13 +182,16 @@ def _checkpoint(
 
 def _resume(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / STATE).exists() or read_json(work / STATE)["fingerprint"] != fingerprint:
-        for old in work.iterdir():
-            old.unlink()
-        return Progress(fingerprint)
-    progress = Progress(**read_json(work / STATE))
-    _load_weights(trained, load_file(work / f"{progress.epoch}.{WEIGHTS}"))
-    moments = load_file(work / f"{progress.epoch}.{MOMENTS}")
+    try:
+        state = read_json(work / STATE) if (work / STATE).exists() else {}
+        if state.get("fingerprint") != fingerprint:
+            return _afresh(work, fingerprint)
+        progress = Progress(**state)
+        weights, moments = (load_file(work / f"{progress.epoch}.{name}") for name in (WEIGHTS, MOMENTS))
+    except (InputError, OSError, SafetensorError) as error:
+        log.warning("the checkpoint in %s is damaged (%s); training starts anew", work, error)
+        return _afresh(work, fingerprint)
+    _load_weights(trained, weights)
     for name, parameter in trained.items():
         optimizer.state[parameter] = {
             "step": moments[f"step.{name}"],  # AdamW counts steps on the CPU
@@ -195,6 +200,12 @@ def _resume(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimiz
         }
     log.info("resuming policy training after epoch %d: %s", progress.epoch, json.dumps(progress.curve[-1]))
     return progress
+
+
+def _afresh(work: Path, fingerprint: str) -> Progress:
+    for old in work.iterdir():
+        old.unlink()
+    return Progress(fingerprint)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -81,6 +81,20 @@ def test_a_checkpoint_serves_its_own_inputs_only(
     assert epochs_run == list(range(1 if change == "nothing" else 0, quick.epochs))
 
 
+@pytest.mark.parametrize("name", [f"1.{sft.WEIGHTS}", f"1.{sft.MOMENTS}", sft.STATE])
+def test_a_truncated_checkpoint_is_no_checkpoint(
+    name: str, toy: Any, undisturbed: dict[str, Any], stop_early: Callable, epochs_run: list[int]
+) -> None:
+    run = f"truncated-{name}"
+    stop_early(lambda: toy.run(run))
+    path = toy.folder / run / "work" / name
+    path.write_bytes(path.read_bytes()[:40])
+    epochs_run.clear()
+    again = toy.run(run)
+    assert epochs_run[0] == 0
+    assert again["version"] == undisturbed["version"]
+
+
 def test_a_finished_bundle_is_used_again(toy: Any, undisturbed: dict[str, Any], epochs_run: list[int]) -> None:
     again = toy.run("undisturbed")
     assert epochs_run == []
