@@ -131,7 +131,7 @@ def test_what_is_absent_is_none_or_empty_and_what_is_unknown_is_an_error(found: 
 
 def test_the_examples_of_its_readme_run(python: Path, triton: TritonServer, features: FeatureServer) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (CLIENT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     places = {"8001": triton.grpc_url, "8000": triton.http_url, "6566": features.url}
     script = "\n".join(blocks)
     for port, place in places.items():

@@ -58,7 +58,7 @@ class _Deadline:
     @property
     def answering(self) -> float:
         """Time to keep for an answer that is at hand."""
-        return min(0.05, self.total / 10)
+        return min(0.1, self.total / 10)
 
     @property
     def asking(self) -> float:
