@@ -140,14 +140,17 @@ class FusedDecoder:
             # Above the last layer's keys and values only the wanted tokens matter.
             only = last if number == len(self.layers) - 1 else None
             x = layer(x, attend, number, only)
-        return F.rms_norm(x, x.shape[-1:], self.norm.weight, self.norm.variance_epsilon)
+        return _rms(x, self.norm)
 
     def _rotation(self, position: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """cos and sin [n, 1, head size] of rotary positions, from a table that grows to the longest cache."""
         if self._rope.shape[1] < longest or self._rope.device != position.device:
             steps = torch.arange(max(longest, 2 * self._rope.shape[1]), device=position.device)
             cos, sin = self.rotary(self.embed.weight, steps[None])
-            self._rope = torch.stack([cos[0], sin[0]])
+            # x * cos + (-upper half, lower half) * sin: the sign goes into the table, and the halves swap by a roll.
+            signs = torch.ones_like(sin[0])
+            signs[:, : self.head_size // 2] = -1
+            self._rope = torch.stack([cos[0], sin[0] * signs])
         cos, sin = self._rope[:, position].unsqueeze(2)
         return cos, sin
 
@@ -174,8 +177,7 @@ class _Attention:
     def rotate(self, x: Tensor, only: Tensor | None = None) -> Tensor:
         """Rotary embedding of [n, heads, head size]."""
         cos, sin = (self.cos, self.sin) if only is None else (self.cos[only], self.sin[only])
-        half = self.size // 2
-        return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
+        return torch.addcmul(x * cos, x.roll(self.size // 2, -1), sin)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put [n, kv heads, head size] into the cache."""
@@ -216,16 +218,22 @@ class _Layer:
         size, q_rows = attend.size, attend.heads * attend.size
         h = _rms(x, self.norms[0])
         if only is None:
-            q, kv = F.linear(h, self.qkv, self.qkv_bias).split([q_rows, len(self.qkv) - q_rows], dim=1)
+            qkv = F.linear(h, self.qkv, self.qkv_bias).unflatten(1, (-1, size))
+            qk, values = qkv.split([attend.heads + attend.kv_heads, attend.kv_heads], dim=1)
+            if self.head_norms[0] is not None:
+                q, keys = qk.split([attend.heads, attend.kv_heads], dim=1)
+                qk = torch.cat([_rms(q, self.head_norms[0]), _rms(keys, self.head_norms[1])], dim=1)
+            q, keys = attend.rotate(qk).split([attend.heads, attend.kv_heads], dim=1)
         else:
             x = x[only]
             bias = self.qkv_bias
             q = F.linear(h[only], self.qkv[:q_rows], bias[:q_rows] if bias is not None else None)
             kv = F.linear(h, self.qkv[q_rows:], bias[q_rows:] if bias is not None else None)
-        q = _rms(q.unflatten(1, (-1, size)), self.head_norms[0])
-        keys, values = kv.unflatten(1, (-1, size)).chunk(2, dim=1)
-        attend.write(number, attend.rotate(_rms(keys, self.head_norms[1])), values)
-        x = x + self.out(attend(number, attend.rotate(q, only), only))
+            keys, values = kv.unflatten(1, (-1, size)).chunk(2, dim=1)
+            q = attend.rotate(_rms(q.unflatten(1, (-1, size)), self.head_norms[0]), only)
+            keys = attend.rotate(_rms(keys, self.head_norms[1]))
+        attend.write(number, keys, values)
+        x = x + self.out(attend(number, q, only))
         gate, up = F.linear(_rms(x, self.norms[1]), self.gate_up, self.gate_up_bias).chunk(2, dim=1)
         return x + self.down(self.activation(gate) * up)
 
