@@ -131,7 +131,7 @@ def test_a_feature_server_that_fails_leaves_the_user_to_triton() -> None:
     for fallback in (True, False):
         error = failing(ask(), DeadlineExceeded("Feast is slow."), Busy("it is full."), fallback=fallback)
         assert type(error) is Busy  # the server's kind of error, with both reasons, and nobody is asked twice
-        assert str(error) == "it is full; nor is there a cached list: Feast is slow."
+        assert str(error) == "it is full; nor could the user be looked up: Feast is slow."
 
 
 def test_a_user_without_a_list_gets_the_servers_error_and_is_told() -> None:
@@ -162,9 +162,16 @@ def test_after_failures_in_a_row_the_list_answers_at_once() -> None:
     answer, asked = converse(ask(), ANN, breaker=breaker)  # the server is not asked
     assert answer.source == "cache"
     assert len(asked) == 1
-    error = failing(ask(), replace(ANN, top_k=None), breaker=breaker)
+    error = failing(ask(history=["c"]), replace(ANN, top_k=None), breaker=breaker)
     assert "left alone for a moment" in str(error)
-    answer, _ = converse(ask(user=None, history=["c"]), FRESH, breaker=breaker)  # no list could answer this one
+    for request, *answers in (  # no list could answer these
+        (ask(user=None, history=["c"]), ServerError("it broke.")),
+        (ask(), replace(ANN, top_k=None), ServerError("it broke.")),
+        (ask(), ServerUnavailable("no feature server."), ServerError("it broke.")),
+    ):
+        assert "it broke" in str(failing(request, *answers, breaker=breaker))
+    converse(ask(), ANN, breaker=breaker)  # still open
+    answer, _ = converse(ask(user=None, history=["c"]), FRESH, breaker=breaker)
     assert answer is FRESH
     _, asked = converse(ask(), ANN, FRESH, breaker=breaker)  # and the server was well
     assert len(asked) == 2

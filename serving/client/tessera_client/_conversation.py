@@ -81,31 +81,34 @@ def conversation(request: Query, seconds: float, breaker: Breaker, *, features: 
         TesseraClientError: neither the server nor the cache can answer.
     """
     deadline = _Deadline(seconds)
-    user, trouble = None, None
+    user, helpless = None, None  # why the feature server is no help, where that is known
     if features and request.user is not None and not request.history:
         try:
             user = yield LookUp(request.user, deadline.left() / 2)
             request = replace(request, history=user.history)
+            helpless = _no_list(user) if fallback and user.top_k is None else None
         except _FAILED as error:  # Triton may reach a feature server where this client does not
-            trouble = error
-    if not (features and fallback and request.user is not None):
+            helpless = "nor could the user be looked up", error
+    if helpless or not (features and fallback and request.user is not None):
         try:
             return (yield from _server(request, deadline.left(), breaker))
         except _FAILED as error:
-            raise error if trouble is None else _both(error, trouble) from trouble
+            if helpless:
+                raise _both(error, *helpless) from error
+            raise
     try:
-        reserve = deadline.answering if user or trouble else deadline.asking
+        reserve = deadline.answering if user else deadline.asking
         return (yield from _server_if_well(request, deadline.left(reserve), breaker))
     except _FAILED as error:
         cause = error
     try:
-        if trouble is not None:
-            raise trouble
         if user is None:
             user = yield LookUp(request.user, deadline.left(deadline.answering))
-        return _from_cache(request, user)
     except (*_FAILED, NotFound) as error:
-        raise _both(cause, error) from cause
+        raise _both(cause, "nor could the user be looked up", error) from cause
+    if user.top_k is None:
+        raise _both(cause, *_no_list(user)) from cause
+    return _from_cache(request, user, user.top_k)
 
 
 def _server_if_well(request: Query, timeout: float, breaker: Breaker) -> Steps:
@@ -127,11 +130,8 @@ def _server(request: Query, timeout: float, breaker: Breaker) -> Steps:
     return answer
 
 
-def _from_cache(request: Query, user: User) -> Recommendations:
+def _from_cache(request: Query, user: User, top_k: TopK) -> Recommendations:
     """The cached list under the request's own terms; what they take away is not filled up."""
-    top_k = user.top_k
-    if top_k is None:
-        raise NotFound(f"user {user.user_id!r} has none; run `tessera precompute`.")
     gone = set(request.exclude)
     if not request.include_history:
         gone.update(user.history, request.history)  # bought after the list was computed, say
@@ -151,6 +151,10 @@ def _age(top_k: TopK) -> float | None:
     return max((datetime.now(timezone.utc) - top_k.computed_at).total_seconds(), 0.0)
 
 
-def _both(cause: TesseraClientError, cache: TesseraClientError) -> TesseraClientError:
+def _no_list(user: User) -> tuple[str, TesseraClientError]:
+    return "nor is there a cached list", NotFound(f"user {user.user_id!r} has none; run `tessera precompute`.")
+
+
+def _both(cause: TesseraClientError, but: str, reason: TesseraClientError) -> TesseraClientError:
     """The server's error, and why the feature server was no help."""
-    return type(cause)(f"{str(cause).rstrip('.')}; nor is there a cached list: {cache}")
+    return type(cause)(f"{str(cause).rstrip('.')}; {but}: {reason}")
