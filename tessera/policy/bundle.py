@@ -100,7 +100,10 @@ def load_policy(folder: Path, sids: Path | None = None, *, verify: bool = True) 
 
 def _index(path: Path, table: pa.Table, levels: int, codebook_size: int) -> CatalogueIndex:
     """The bundle's own index; with the items that a newer table has behind the bundle's, or built anew for another."""
-    saved, codes = CatalogueIndex.load(path, codebook_size), codes_of(table, levels)
+    codes = codes_of(table, levels)
+    if not path.exists():  # bundles written before the index was part of them; a lost one fails the manifest's check
+        return CatalogueIndex.build(codes, codebook_size)
+    saved = CatalogueIndex.load(path, codebook_size)
     if np.array_equal(codes[: saved.size], saved.codes.numpy()):
         return saved.extended(codes[saved.size :])
     return CatalogueIndex.build(codes, codebook_size)
