@@ -1,5 +1,6 @@
 """Feast's feature server over HTTP, as a child process with a bounded start and a clean stop."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -91,13 +92,14 @@ class FeatureServer:
         """Ask the server to finish, then make it; safe to call twice."""
         process, self._process = self._process, None
         scratch, self._scratch = self._scratch, None
-        if process is not None and process.poll() is None:
+        if process is not None:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # with its worker, which is in the same new session
-                process.wait()
+            # Its worker is in the same new session, and would keep the port where the server was killed.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         if scratch is not None:
             scratch.cleanup()
 

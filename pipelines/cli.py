@@ -130,30 +130,66 @@ def serve(home: Home = None, platform: PlatformSettings = PLATFORM) -> None:
     start(_home(home or platform.home), platform)
 
 
+def precompute(
+    home: Home = None,
+    platform: PlatformSettings = PLATFORM,
+    everyone: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    k: int = 20,
+    batch_size: int = 64,
+    chunk: int = 4096,
+) -> None:
+    """Decode every user ahead with the champion and publish the lists to the feature store, for clients' fallback.
+
+    Only users whose list is missing or stale are decoded, so the same command goes on where one was ended, and brings
+    the lists up to date later.
+
+    Args:
+        everyone: decode also users whose list is up to date.
+        k: items a list.
+        batch_size: users decoded together.
+        chunk: users published together; what an ended command loses at most.
+    """
+    from pipelines.precompute import precompute as start
+
+    done = start(_home(home or platform.home), everyone=everyone, k=k, batch_size=batch_size, chunk=chunk)
+    plain(
+        f"{done['decoded']} of {done['users']} users decoded with policy {done['policy_version']}, "
+        f"{done['fresh']} lists were up to date, {done['unknown']} users have bought nothing it knows; "
+        f"{done['seconds']:.0f} s."
+    )
+
+
 def recommend(
     user: str = "",
-    history: str = "",
+    history: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     k: int = 10,
     url: str = "127.0.0.1:8001",
     protocol: Literal["grpc", "http"] = "grpc",
+    features_url: str = "127.0.0.1:6566",
+    timeout: float = 5.0,
 ) -> None:
-    """Ask a running server (`tessera serve`) for recommendations.
+    """Ask a running server (`tessera serve`) for recommendations; a user's cached list answers where it fails.
 
     Args:
-        user: user id, whose history the feature store knows.
-        history: item ids in order of purchase, separated by commas; instead of a user.
+        user: user id, whose history and cached list the feature store has.
+        history: item id, once for each purchase in order: `--history a --history b`; instead of the user's own.
         k: how many items.
         url: host:port of Triton.
         protocol: how to ask.
+        features_url: host:port of the feature server.
+        timeout: seconds to wait.
     """
     from tessera_client import Recommender
 
-    if bool(user) == bool(history):
-        raise InputError("give either --user ID or --history a,b,c.")
-    with Recommender(url, protocol=protocol) as client:
-        given: dict[str, Any] = {"user": user} if user else {"history": [i for i in history.split(",") if i]}
-        answer = client.recommend(**given, k=k)
-    plain(f"policy {answer.policy_version}, tokenizer {answer.tokenizer_version}")
+    if not user and not history:
+        raise InputError("give --user ID, or --history ID once for each purchase.")
+    with Recommender(url, protocol, timeout, features_url) as client:
+        answer = client.recommend(history or None, user=user or None, k=k)
+    cached = ""
+    if answer.source == "cache":
+        age = "" if answer.age_s is None else f", computed {_ago(answer.age_s)} ago"
+        cached = f"; from the cache, because the server failed{age}{', out of date' if answer.stale else ''}"
+    plain(f"policy {answer.policy_version}, tokenizer {answer.tokenizer_version}{cached}")
     for place, item in enumerate(answer.items, 1):
         plain(f"{place:>3}  {item.item_id:<24} {item.sid:<14} {item.score:8.3f}")
 
@@ -188,6 +224,14 @@ def _home(given: Path | None) -> Path:
     raise InputError("there is no platform under .tessera/ yet; run a pipeline first, or name one with --home.")
 
 
+def _ago(seconds: float) -> str:
+    """A time span in the largest unit of which it holds two."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _moved(result: dict[str, Any]) -> None:
     plain(
         f"champion is version {result['champion']} (policy {result['policy_version']}); "
@@ -205,6 +249,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "lookup": lookup,
     "serve": serve,
     "recommend": recommend,
+    "precompute": precompute,
 }
 
 

@@ -5,12 +5,14 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from feature_repo.server import FeatureServer
 from pipelines.console import plain
 from serving.model_repository import releases
 from serving.server import TritonServer
+from serving.watchdog import INTERVAL_S, Watchdog
 from tessera.config import PlatformSettings
 from tessera.errors import InputError, ServiceError
 
@@ -32,14 +34,8 @@ def servers(home: Path, platform: PlatformSettings) -> Iterator[tuple[TritonServ
         yield triton, features
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as free:
-        free.bind((host, 0))
-        return int(free.getsockname()[1])
-
-
 def serve(home: Path, platform: PlatformSettings) -> None:
-    """Serve until interrupted or terminated; a server that dies ends the command with an error."""
+    """Serve until interrupted or terminated; a server that dies or hangs is restarted on its ports."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plain(f"starting Triton and the feature server of {home} …")
     try:
@@ -47,12 +43,39 @@ def serve(home: Path, platform: PlatformSettings) -> None:
             plain(
                 f"Triton     http {triton.http_url}   grpc {triton.grpc_url}   metrics {triton.metrics_url}\n"
                 f"features   {features.url}\n"
-                "ask with `tessera recommend --user ID` or `tessera recommend --history a,b,c`; stop with Ctrl-C."
+                "ask with `tessera recommend --user ID` or `tessera recommend --history ITEM --history ITEM`; stop with Ctrl-C."
             )
-            while features.alive():
-                if triton.poll() is not None:
-                    raise ServiceError(f"Triton ended by itself; its log is {triton.log}. Start `tessera serve` again.")
-                time.sleep(1)
-            raise ServiceError(f"the feature server ended by itself; its log is {features.log}. Start it again.")
+            watchdogs = [Watchdog("Triton", triton, _say), Watchdog("feature server", _Features(features), _say)]
+            while True:
+                time.sleep(INTERVAL_S)
+                for watchdog in watchdogs:
+                    watchdog.look()
     except KeyboardInterrupt:
         plain("\nstopped.")
+
+
+@dataclass(frozen=True)
+class _Features:
+    """The feature server as the watchdog sees it."""
+
+    server: FeatureServer
+
+    def check(self) -> None:
+        if not self.server.alive():
+            raise ServiceError(f"the feature server ended by itself; its log is {self.server.log}.")
+        if not self.server.healthy():
+            raise ServiceError(f"{self.server.url} does not answer; its log is {self.server.log}.")
+
+    def restart(self) -> None:
+        self.server.stop()
+        self.server.start()
+
+
+def _say(message: str) -> None:
+    plain(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}")
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])

@@ -4,6 +4,7 @@ A bad request becomes a `Refusal` in its place, so the others of its batch are a
 numpy version: the embedded server runs it on numpy 1, a container on numpy 2.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -14,8 +15,11 @@ from tessera.decoding.recommender import BEAMS
 from tessera.errors import InputError, ServiceError, TesseraError
 
 DEFAULT_K = 10
-# Limits of one request; the beam search's cost grows with k, and lists travel with every request.
-MAX_K, MAX_LIST = 500, 10_000
+# Limits of one request: the beam search's cost grows with k, lists travel with every request, and a user id goes on to
+# the feature store and into messages.
+MAX_K, MAX_LIST, MAX_USER = 500, 10_000, 1_000
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
@@ -33,9 +37,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Query:
-    """One row of a request."""
+    """One row of a request; a history of None stands for the probe's, an item of the catalogue."""
 
-    history: list[str]
+    history: list[str] | None
     user: str | None
     k: int
     exclude: list[str]
@@ -49,29 +53,39 @@ class Answerer:
     Args:
         recommender: a `tessera.decoding.recommender.Recommender`.
         histories_of: looks user ids up in the feature store; raises ServiceError when it is not up.
+        index_version: of the SIDs that it recommends from, which may be newer than the policy's own.
     """
 
-    def __init__(self, recommender: Any, histories_of: HistoriesOf) -> None:
+    def __init__(self, recommender: Any, histories_of: HistoriesOf, index_version: str = "") -> None:
         self._recommender = recommender
+        self._versions = {
+            "policy_version": recommender.policy_version,
+            "tokenizer_version": recommender.tokenizer_version,
+            "index_version": index_version,
+        }
         self._known = frozenset(recommender.item_ids)
         self._histories_of = histories_of
 
-    def answer(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Arrays | Refusal]:
-        """Answer every request, all their rows together.
+    def parse(self, inputs: Mapping[str, np.ndarray]) -> list[Query] | Refusal:
+        """Queries of one request, one a row, or why it is malformed.
 
         Args:
-            requests: inputs by name, each [rows, n]; an input that was not sent is absent.
+            inputs: by name, each [rows, n]; an input that was not sent is absent.
+        """
+        return _attempt(_parse, inputs)
+
+    def answer(self, requests: Sequence[list[Query]]) -> list[Arrays | Refusal]:
+        """Answer every request, all their rows together.
 
         Returns:
             For each request its outputs ([rows, most items of a row], short rows padded with "" and 0) or a Refusal.
         """
-        parsed = [_attempt(_parse, request) for request in requests]
-        histories = self._fetch([q.user for p in parsed if not isinstance(p, Refusal) for q in p if q.user is not None])
-        checked = [p if isinstance(p, Refusal) else _attempt(self._check_all, p, histories) for p in parsed]
+        histories = self._fetch([query.user for request in requests for query in request if query.user is not None])
+        checked = [_attempt(self._check_all, request, histories) for request in requests]
         rows = [query for p in checked if not isinstance(p, Refusal) for query in p]
         try:
             found = iter(self._decode(rows))
-        except TesseraError:  # a case the checks above do not foresee: find out whose it is
+        except Exception:  # a case the checks above do not foresee: find out whose it is
             alone = [p if isinstance(p, Refusal) else _attempt(self._decode, p) for p in checked]
         else:
             alone = [p if isinstance(p, Refusal) else [next(found) for _ in p] for p in checked]
@@ -97,6 +111,8 @@ class Answerer:
         history = query.history if query.user is None else histories[query.user]
         if isinstance(history, Refusal):
             raise _Refused(history)
+        if history is None:
+            history = self._recommender.item_ids[:1]
         if not self._known.intersection(history):
             raise InputError(f"none of the history's {len(history)} items is in the catalogue; send a known item id.")
         most = min(MAX_K, len(self._known))
@@ -144,8 +160,7 @@ class Answerer:
             sids[i, : len(row)] = [one.sid.encode() for one in row]
             scores[i, : len(row)] = [one.score for one in row]
         versions = {
-            name: np.full((len(found), 1), getattr(self._recommender, name).encode(), dtype=object)
-            for name in ("policy_version", "tokenizer_version")
+            name: np.full((len(found), 1), version.encode(), dtype=object) for name, version in self._versions.items()
         }
         return {"item_ids": ids, "sids": sids, "scores": scores, **versions}
 
@@ -165,6 +180,9 @@ def _attempt(call: Callable[..., T], *arguments: Any) -> T | Refusal:
         return Refusal(str(error))
     except TesseraError as error:
         return Refusal(str(error), "internal")
+    except Exception as error:  # a defect: it must not take the rest of the batch with it
+        log.exception("a request failed")
+        return Refusal(f"the policy failed on this request ({type(error).__name__}); see the server's log.", "internal")
 
 
 def _parse(inputs: Mapping[str, np.ndarray]) -> list[Query]:
@@ -177,14 +195,17 @@ def _parse(inputs: Mapping[str, np.ndarray]) -> list[Query]:
     if len(counts) > 1:
         raise InputError(f"the inputs have different numbers of rows ({', '.join(map(str, sorted(counts)))}).")
     rows = counts.pop() if counts else 1
+    if not rows:
+        raise InputError("the request has no row; send at least one.")
     return [_parse_row({name: array[row] for name, array in inputs.items()}) for row in range(rows)]
 
 
 def _parse_row(row: Mapping[str, np.ndarray]) -> Query:
     """Empty strings are padding, and an input of padding alone is as one that was not sent."""
     history, users = _texts(row.get("history"), "history"), _texts(row.get("user_id"), "user_id")
-    numbers = [str(item) for item in row["history_ids"].tolist()] if "history_ids" in row else []
-    given = {"history": history, "history_ids": numbers, "user_id": users}
+    numbers = [str(n) for n in _bounded(row["history_ids"], "history_ids").tolist()] if "history_ids" in row else []
+    probe = "probe" in row and bool(row["probe"].any())
+    given = {"history": history, "history_ids": numbers, "user_id": users, "probe": probe}
     sources = [name for name, values in given.items() if values]
     if not sources:
         raise InputError("the history is empty; send at least one item id, or a user_id.")
@@ -193,8 +214,8 @@ def _parse_row(row: Mapping[str, np.ndarray]) -> Query:
     if "allow" in row and not row["allow"].size:
         raise InputError("the allow list is empty, so nothing may be recommended; leave it out to allow every item.")
     return Query(
-        history or numbers,
-        users[0] if users else None,
+        None if probe else history or numbers,
+        _user(users[0]) if users else None,
         int(row["k"][0]) if "k" in row else DEFAULT_K,
         _texts(row.get("exclude"), "exclude"),
         _texts(row.get("allow"), "allow") or None,
@@ -205,9 +226,22 @@ def _parse_row(row: Mapping[str, np.ndarray]) -> Query:
 def _texts(array: np.ndarray | None, name: str) -> list[str]:
     if array is None:
         return []
-    if len(array) > MAX_LIST:
-        raise InputError(f"{name} has {len(array)} entries; send at most {MAX_LIST}.")
     try:
-        return [text for text in (raw.decode("utf-8") for raw in array.tolist()) if text]
+        return [text for text in (raw.decode("utf-8") for raw in _bounded(array, name).tolist()) if text]
     except UnicodeDecodeError:
         raise InputError(f"{name} holds text that is not UTF-8; send ids as UTF-8.") from None
+
+
+def _bounded(array: np.ndarray, name: str) -> np.ndarray:
+    """The list itself; no policy reads so long a history, so a caller who sends one must hear of it."""
+    if len(array) > MAX_LIST:
+        newest = ", the newest" if name.startswith("history") else ""
+        raise InputError(f"{name} has {len(array)} entries; send at most {MAX_LIST}{newest}.")
+    return array
+
+
+def _user(user: str) -> str:
+    """The user id itself; a store may stumble over the rest, and then over all users of the batch."""
+    if len(user) > MAX_USER or not user.isprintable():
+        raise InputError(f"a user_id is at most {MAX_USER} printable characters; check {user[:40]!r}.")
+    return user

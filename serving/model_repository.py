@@ -2,7 +2,8 @@
 
     repository/tessera/config.pbtxt
     repository/tessera/<release>/model.py
-    repository/tessera/<release>/policy/     the policy bundle
+    repository/tessera/<release>/policy/                  the policy bundle, with the SIDs it was trained on
+    repository/tessera/<release>/sids-<version>.parquet   newer SIDs of the same tokenizer, where there are some
 
 A release is complete before it gets its number, so neither a poller nor a load request can see half of one. The highest
 release serves; going back to an earlier policy exports it again under the next number, which costs hard links.
@@ -11,16 +12,20 @@ release serves; going back to an earlier policy exports it again under the next 
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+from serving.model_config import MODEL, model_config
+from serving.probe import Served
 from tessera.bundle import MANIFEST, Manifest, load_manifest
 from tessera.errors import BundleError, InputError, ServiceError
-from tessera.files import write_text
+from tessera.files import sha256_file, write_text
+from tessera.schema import read_table
 
-MODEL = "tessera"
 KEEP = 3
 """Releases that `prune` leaves; the newest serves, the others are there to look at."""
 
+_SIDS = "sids.parquet"  # in the policy bundle
 _MODEL_PY = '''"""Written by Tessera with each release; the code is in serving/triton_model.py."""
 
 from serving.triton_model import TritonPythonModel
@@ -28,39 +33,31 @@ from serving.triton_model import TritonPythonModel
 __all__ = ["TritonPythonModel"]
 '''
 
-_CONFIG = """\
-# Written by Tessera with each release.
-name: "{model}"
-backend: "python"
-version_policy: {{ latest {{ num_versions: 1 }} }}
 
-# Every input is ragged: requests of any lengths share a batch and one decode, if they send the same set of inputs
-# (an unused text input as one empty string).
-max_batch_size: {max_batch}
-dynamic_batching {{ max_queue_delay_microseconds: {queue_delay_us} }}
+@dataclass(frozen=True)
+class Release:
+    """A release in the repository: a policy, and the SIDs that it recommends from.
 
-input [
-{inputs}
-]
-output [
-{outputs}
-]
+    index_version is a digest of the SIDs table, so that two releases of one policy can be told apart.
+    """
 
-# One process decodes batches one after the other.
-instance_group [ {{ kind: KIND_CPU, count: 1 }} ]
-parameters {{ key: "feature_server" value {{ string_value: "{feature_server}" }} }}
-parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}
-"""
+    number: int
+    folder: Path
+    policy_version: str
+    tokenizer_version: str
+    index_version: str
+    sids: Path | None
+    """The newer SIDs table, None for the policy's own."""
 
-_INPUTS = (
-    ("history", "TYPE_STRING", -1), ("history_ids", "TYPE_INT64", -1), ("user_id", "TYPE_STRING", 1),
-    ("k", "TYPE_INT32", 1), ("exclude", "TYPE_STRING", -1), ("allow", "TYPE_STRING", -1),
-    ("include_history", "TYPE_BOOL", 1),
-)  # fmt: skip
-_OUTPUTS = (
-    ("item_ids", "TYPE_STRING", -1), ("sids", "TYPE_STRING", -1), ("scores", "TYPE_FP32", -1),
-    ("policy_version", "TYPE_STRING", 1), ("tokenizer_version", "TYPE_STRING", 1),
-)  # fmt: skip
+    @property
+    def policy(self) -> Path:
+        """The policy bundle."""
+        return self.folder / "policy"
+
+    @property
+    def answer(self) -> Served:
+        """What a server of this release says of itself."""
+        return Served(self.policy_version, self.index_version)
 
 
 def export(
@@ -68,38 +65,47 @@ def export(
     repository: str | Path,
     release: int | None = None,
     *,
+    sids: str | Path | None = None,
     feature_server: str = "",
     threads: int = 0,
     max_batch: int = 64,
-    queue_delay_us: int = 1000,
+    max_queue: int = 256,
+    prefix_cache_mb: int = 0,
 ) -> Path:
     """Add a policy bundle to the repository as a release and return the release's folder.
 
-    Exporting the policy that is the newest release already changes nothing but the configuration.
+    Exporting what is the newest release already changes nothing but the configuration.
 
     Args:
         release: its number; by default the one after the newest. It must be the highest, because the highest serves.
+        sids: a newer SIDs table of the policy's tokenizer, to recommend items that are younger than the policy.
         feature_server: base URL of Feast's feature server, as Triton reaches it; empty: no answers by user id.
         threads: torch threads of the served model; 0 means OMP_NUM_THREADS, else up to four cores.
-        max_batch: most requests decoded together.
-        queue_delay_us: microseconds that a request may wait for others to share its decode.
+        max_batch: most requests decoded together, and rows of one request.
+        max_queue: most requests of a priority that wait; one more is refused as busy.
+        prefix_cache_mb: memory for prompts of returning users.
 
     Raises:
-        BundleError: the folder is no whole policy bundle.
+        BundleError: the folder is no whole policy bundle, or the SIDs are of another tokenizer or no SIDs table.
         InputError: the release number is taken or too low, or the feature server's URL cannot be written down.
     """
     manifest = load_manifest(policy_bundle, "policy")
-    config = _config(feature_server, threads, max_batch, queue_delay_us)
+    index_version = _check_sids(Path(sids), manifest) if sids is not None else _own_index(manifest)
+    config = model_config(
+        max_batch=max_batch, feature_server=feature_server, threads=threads, max_queue=max_queue,
+        prefix_cache_mb=prefix_cache_mb,
+    )  # fmt: skip
     model = Path(repository) / MODEL
     existing = releases(repository)
-    newest = existing[-1] if existing else 0
-    if release is None and existing and _version(model / str(newest)) == manifest.version:
+    newest_number = existing[-1] if existing else 0
+    if release is None and existing and _answer(repository, newest_number) == Served(manifest.version, index_version):
         write_text(model / "config.pbtxt", config)
-        return model / str(newest)
-    if release is not None and release <= newest:
-        raise InputError(f"release {release} cannot follow release {newest} in {model}; leave the number out.")
-    folder = model / str(release or newest + 1)
-    _place(Path(policy_bundle), manifest, folder)
+        return model / str(newest_number)
+    if release is not None and release <= newest_number:
+        raise InputError(f"release {release} cannot follow release {newest_number} in {model}; leave the number out.")
+    folder = model / str(release or newest_number + 1)
+    own = index_version == _own_index(manifest)
+    _place(Path(policy_bundle), manifest, folder, None if own or sids is None else Path(sids), index_version)
     write_text(model / "config.pbtxt", config)
     return folder
 
@@ -110,8 +116,8 @@ def releases(repository: str | Path) -> list[int]:
     return sorted(int(folder.name) for folder in folders if folder.name.isdigit() and folder.is_dir())
 
 
-def newest(repository: str | Path) -> tuple[int, Manifest]:
-    """The release that serves and its policy's manifest.
+def newest(repository: str | Path) -> Release:
+    """The release that serves.
 
     Raises:
         ServiceError: the repository has no release.
@@ -120,8 +126,29 @@ def newest(repository: str | Path) -> tuple[int, Manifest]:
     existing = releases(repository)
     if not existing:
         raise ServiceError(f"{repository} holds no release to serve; promote a policy first.")
-    folder = Path(repository) / MODEL / str(existing[-1]) / "policy"
-    return existing[-1], load_manifest(folder, "policy", verify=False)
+    return read_release(Path(repository) / MODEL / str(existing[-1]))
+
+
+def read_release(folder: Path) -> Release:
+    """Describe the release in a folder.
+
+    Raises:
+        BundleError: its bundle is not whole.
+    """
+    manifest = load_manifest(folder / "policy", "policy", verify=False)
+    sids = next(folder.glob("sids-*.parquet"), None)
+    index_version = sids.stem.removeprefix("sids-") if sids else _own_index(manifest)
+    return Release(int(folder.name), folder, manifest.version, str(manifest.parent), index_version, sids)
+
+
+def check_index(release: Release) -> None:
+    """Hash the newer SIDs table of a release, which no manifest covers.
+
+    Raises:
+        BundleError: it is not what was exported.
+    """
+    if release.sids is not None and _digest(sha256_file(release.sids)) != release.index_version:
+        raise BundleError(f"{release.sids} is damaged: it does not match its name; release the SIDs again.")
 
 
 def withdraw(repository: str | Path, release: int) -> None:
@@ -139,14 +166,38 @@ def prune(repository: str | Path) -> None:
         withdraw(repository, old)
 
 
-def _version(release: Path) -> str | None:
+def _check_sids(sids: Path, manifest: Manifest) -> str:
+    """The version of a SIDs table that is of the policy's tokenizer; the server checks the codes when it loads them."""
     try:
-        return load_manifest(release / "policy", "policy", verify=False).version
+        table = read_table("sids", sids)
+    except InputError as error:
+        raise BundleError(f"{sids} cannot be the index of policy {manifest.version}: {error}") from None
+    found = sorted(set(table["tokenizer_version"].unique().to_pylist()))
+    if found != [manifest.parent]:
+        named = ", ".join(map(str, found)) or "none"
+        raise BundleError(
+            f"policy {manifest.version} writes SIDs of tokenizer {manifest.parent}, {sids} holds SIDs of {named}; "
+            "use the SIDs that belong to it."
+        )
+    return _digest(sha256_file(sids))
+
+
+def _own_index(manifest: Manifest) -> str:
+    return _digest(manifest.files.get(_SIDS, ""))
+
+
+def _digest(sha256: str) -> str:
+    return sha256[:12]
+
+
+def _answer(repository: str | Path, number: int) -> Served | None:
+    try:
+        return read_release(Path(repository) / MODEL / str(number)).answer
     except BundleError:
         return None
 
 
-def _place(bundle: Path, manifest: Manifest, folder: Path) -> None:
+def _place(bundle: Path, manifest: Manifest, folder: Path, sids: Path | None, index_version: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".release-", dir=folder.parent))
     try:
@@ -154,6 +205,8 @@ def _place(bundle: Path, manifest: Manifest, folder: Path) -> None:
             target = staging / "policy" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(bundle / name, target)
+        if sids is not None:
+            shutil.copy2(sids, staging / f"sids-{index_version}.parquet")  # no bundle: its owner may write it again
         write_text(staging / "model.py", _MODEL_PY)
         staging.chmod(0o755)
         staging.rename(folder)
@@ -167,17 +220,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _config(feature_server: str, threads: int, max_batch: int, queue_delay_us: int) -> str:
-    if any(character in feature_server for character in '"\\\n'):
-        raise InputError(f"{feature_server!r} is not a URL; give the feature server as http://host:port.")
-    return _CONFIG.format(
-        model=MODEL, max_batch=max_batch, queue_delay_us=queue_delay_us,
-        inputs=",\n".join(_tensor(*one, " optional: true allow_ragged_batch: true") for one in _INPUTS),
-        outputs=",\n".join(_tensor(*one, "") for one in _OUTPUTS), feature_server=feature_server, threads=threads,
-    )  # fmt: skip
-
-
-def _tensor(name: str, kind: str, length: int, more: str) -> str:
-    return f'  {{ name: "{name}" data_type: {kind} dims: [ {length} ]{more} }}'

@@ -1,36 +1,53 @@
-"""A real request to a served policy, to know which one answers: Triton's readiness survives a dead model process."""
+"""A real question to a served policy: Triton's own readiness survives the death of the model's process.
 
-from pathlib import Path
+    python -m serving.probe http://127.0.0.1:8000
+
+exits with 0 where the server recommends and with 1 where it does not: the check of the embedded server's watchdog and
+of Kubernetes' probes. A probe overtakes what waits in the queue, so a server that is merely busy answers it.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from serving.model_repository import MODEL, newest
+from serving.model_config import MODEL
 from tessera.errors import ServiceError
-from tessera.schema import read_table
 
 LOAD_S = 180.0
+PROBE_S = 5.0
 
-
-def answering_policy(http_url: str, repository: str | Path, timeout_s: float = 30.0) -> str:
-    """Version of the policy that answers a recommendation for an item of the repository's newest release.
-
-    Raises:
-        ServiceError: the server is not up or did not recommend.
-    """
-    release, _ = newest(repository)
-    sids = read_table("sids", Path(repository) / MODEL / str(release) / "policy" / "sids.parquet")
-    item = sids["item_id"][0].as_py()
-    inputs = [
-        {"name": "history", "shape": [1, 1], "datatype": "BYTES", "data": [item]},
+# The whole question: an item of whatever catalogue is served, so that nobody needs to know one.
+_QUESTION = {
+    "inputs": [
+        {"name": "probe", "shape": [1, 1], "datatype": "BOOL", "data": [True]},
         {"name": "k", "shape": [1, 1], "datatype": "INT32", "data": [1]},
         {"name": "include_history", "shape": [1, 1], "datatype": "BOOL", "data": [True]},
     ]
-    answer = post(f"{http_url}/v2/models/{MODEL}/infer", {"inputs": inputs}, timeout_s)
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What answered."""
+
+    policy_version: str
+    index_version: str
+
+
+def ask(http_url: str, timeout_s: float = 30.0) -> Served:
+    """Ask for a recommendation and return what answered.
+
+    Raises:
+        ServiceError: the server is not up, too slow or busy, or did not recommend.
+    """
+    answer = post(f"{http_url}/v2/models/{MODEL}/infer", _QUESTION, timeout_s)
     outputs = {output["name"]: output["data"] for output in answer.get("outputs", [])}
     if not outputs.get("item_ids") or not outputs.get("policy_version"):
         raise ServiceError(f"the server at {http_url} answered without recommendations; look into its log.")
-    return str(outputs["policy_version"][0])
+    return Served(str(outputs["policy_version"][0]), str(outputs["index_version"][0]))
 
 
 def load(http_url: str) -> None:
@@ -62,3 +79,22 @@ def post(url: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         reason = f"status {response.status_code}"
     reason = reason.split("\n\nAt:")[0]  # without the model's traceback, which is in the server's log
     raise ServiceError(f"Triton refused {url}: {' '.join(reason.split())}")
+
+
+def main() -> int:
+    """The check as a command."""
+    parser = argparse.ArgumentParser(prog="python -m serving.probe", description="Ask a served policy a real question.")
+    parser.add_argument("url", help="Triton over HTTP, as http://host:port")
+    parser.add_argument("--timeout", type=float, default=PROBE_S, help="seconds to wait for the answer")
+    given = parser.parse_args()
+    try:
+        served = ask(given.url.rstrip("/"), given.timeout)
+    except ServiceError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"policy {served.policy_version}, index {served.index_version}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

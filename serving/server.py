@@ -1,4 +1,4 @@
-"""The embedded Triton server over a model repository: start, real-request readiness, hot swap, clean stop."""
+"""The embedded Triton server over a model repository: start, real-request readiness, restart, clean stop."""
 
 import contextlib
 import json
@@ -14,14 +14,17 @@ from typing import Any
 import httpx
 
 from serving import triton_env
-from serving.model_repository import MODEL, newest
-from serving.probe import answering_policy, load
+from serving.model_config import MODEL
+from serving.model_repository import newest
+from serving.probe import PROBE_S, ask, load
 from serving.user_history import FEATURE_SERVER
 from tessera.errors import InputError, ServiceError
 from tessera.files import read_json, write_json
 
 STATE = "server.json"
 STARTUP_S, STOP_S = 180.0, 5
+STACK_KB = 1 << 20
+"""Stack of the server's threads: it reads JSON by recursion, so that deep nesting would end it with the usual 8 MB."""
 
 
 class TritonServer:
@@ -51,6 +54,7 @@ class TritonServer:
         self.ports = {"http": http, "grpc": grpc, "metrics": metrics}
         self._id = f"tessera-{uuid.uuid4().hex}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start: int | None = None
 
     @property
     def http_url(self) -> str:
@@ -67,6 +71,11 @@ class TritonServer:
         """Prometheus metrics."""
         return f"http://{_reachable(self.host)}:{self.ports['metrics']}/metrics"
 
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
     def start(self) -> "TritonServer":
         """Start the server and return when it has answered a real request with the newest release.
 
@@ -78,7 +87,9 @@ class TritonServer:
             raise ServiceError(f"a server of {self.repository} runs already (process {other['pid']}); stop it first.")
         _refuse_busy(self.host, self.ports)
         environment = triton_env.ensure()
-        with self.log.open("wb") as log:
+        # A restart keeps what its predecessor said.
+        with self.log.open("wb" if self._log_start is None else "ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(environment), env=self._variables(environment), stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
@@ -103,18 +114,39 @@ class TritonServer:
         assert self._process is not None, "start() comes first"
         return self._process.poll()
 
-    def stop(self) -> None:
+    def check(self) -> None:
+        """Ask a real question.
+
+        Raises:
+            ServiceError: the server or its model process died, or hangs.
+        """
+        if (status := self.poll()) is not None:
+            raise ServiceError(f"the Triton server ended with status {status}; its log is {self.log}.")
+        ask(self.http_url, PROBE_S)
+
+    def restart(self) -> None:
+        """Kill what is left of the server and start it again, on the same ports.
+
+        Raises:
+            ServiceError: as `start`.
+        """
+        self.stop(patience_s=0)
+        self.start()
+
+    def stop(self, patience_s: float = STOP_S + 5) -> None:
         """End the server and its child processes; safe to repeat."""
         process, self._process = self._process, None
         if process is None:
             return
-        if process.poll() is None:
+        if patience_s and process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_S + 5)
+                process.wait(patience_s)
         with contextlib.suppress(ProcessLookupError):  # model processes that outlived it are in its group
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for left in Path("/dev/shm").glob(f"{self._id}*"):  # a killed server leaves the memory it shared with its model
+            left.unlink(missing_ok=True)
         with contextlib.suppress(InputError, OSError):
             state = self.repository.parent / STATE
             if read_json(state).get("id") == self._id:
@@ -132,10 +164,13 @@ class TritonServer:
 
     def _command(self, environment: triton_env.TritonEnvironment) -> list[str]:
         triton, ports = environment.triton, self.ports
+        # A shell only to set the limit, where the system allows it; it becomes the server.
+        shell = ["/bin/sh", "-c", f'ulimit -S -s {STACK_KB} 2>/dev/null; exec "$0" "$@"']
         return [
-            str(environment.server), f"--id={self._id}", f"--model-repository={self.repository}",
+            *shell, str(environment.server), f"--id={self._id}", f"--model-repository={self.repository}",
             "--model-control-mode=explicit", f"--load-model={MODEL}",
-            f"--backend-directory={triton / 'backends'}", f"--cache-directory={triton / 'caches'}",
+            f"--backend-directory={triton / 'backends'}", f"--backend-config=python,shm-region-prefix-name={self._id}",
+            f"--cache-directory={triton / 'caches'}",
             "--disable-auto-complete-config", f"--exit-timeout-secs={STOP_S}",
             "--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0",
             f"--http-address={self.host}", f"--grpc-address={self.host}", f"--metrics-address={self.host}",
@@ -151,10 +186,10 @@ class TritonServer:
                 raise ServiceError(f"the Triton server ended with status {status} while starting: {self._log_tail()}")
             try:
                 if server_id(self.http_url) == self._id:
-                    answered, wanted = answering_policy(self.http_url, self.repository), newest(self.repository)[1]
-                    if answered == wanted.version:
+                    answered, wanted = ask(self.http_url), newest(self.repository)
+                    if answered == wanted.answer:
                         return
-                    problem = f"it answers with policy {answered} instead of {wanted.version}"
+                    problem = f"it answers with {answered} instead of {wanted.answer}"
                     load(self.http_url)  # the release came while the server started
             except ServiceError as error:
                 problem = str(error)
@@ -163,7 +198,8 @@ class TritonServer:
         raise ServiceError(f"the Triton server was not ready after {waited} ({problem}): {self._log_tail()}")
 
     def _log_tail(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
+        text = self.log.read_bytes()[self._log_start :] if self.log.exists() else b""
+        lines = text.decode("utf-8", errors="replace").splitlines()
         failures = [line for line in lines if line.startswith("E") or "rror:" in line]
         said = (failures or lines or ["it said nothing"])[-1].split(r"\n\nAt:")[0].strip()
         return f"{said[-500:]} (log: {self.log})"

@@ -1,11 +1,14 @@
 """Triton's Python backend model: what `model.py` of every release in the model repository runs.
 
-Triton's dynamic batcher hands `execute` the requests of a batch; their histories have any lengths (the inputs are
-declared ragged), and all are decoded together.
+`execute` only queues: Triton's thread hands requests over and is free again, a thread of this process decodes them in
+batches and sends each its response.
 """
 
 import json
+import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,15 @@ import torch
 import triton_python_backend_utils as triton  # part of Triton's Python backend, not installable
 
 from serving.answering import Answerer, Arrays, Refusal
+from serving.metrics import Counters
+from serving.model_config import INPUTS
+from serving.model_repository import check_index, read_release
+from serving.queueing import BATCH, INTERACTIVE, PROBE, Dispatcher
 from serving.user_history import FEATURE_SERVER, UserHistories
 from tessera.decoding.recommender import Recommender
 
-INPUTS = ("history", "history_ids", "user_id", "k", "exclude", "allow", "include_history")
+log = logging.getLogger(__name__)
+
 # Names, because Triton completes its module only after it has imported this one.
 _CODES = {"invalid": "INVALID_ARG", "missing": "NOT_FOUND", "unavailable": "UNAVAILABLE", "internal": "INTERNAL"}
 
@@ -30,22 +38,44 @@ class TritonPythonModel:
         parameters = _parameters(args["model_config"])
         if threads := int(parameters["threads"]) or _default_threads():
             torch.set_num_threads(threads)
-        folder = Path(args["model_repository"]) / args["model_version"] / "policy"
-        recommender = Recommender.load(folder)
+        release = read_release(Path(args["model_repository"]) / args["model_version"])
+        check_index(release)
+        recommender = Recommender.load(release.policy, release.sids, int(parameters["prefix_cache_mb"]))
         # The first decodes pay for allocations and thread pools; readiness waits for them.
         some, k = recommender.item_ids[:8], min(10, len(recommender.item_ids))
         for batch in (1, len(some)):
             recommender.recommend([[item] for item in some[:batch]], k, exclude_history=False)
         feature_server = os.environ.get(FEATURE_SERVER, parameters["feature_server"])
-        self._answerer = Answerer(recommender, UserHistories(feature_server))
+        answerer = Answerer(recommender, UserHistories(feature_server), release.index_version)
+        self._dispatcher = Dispatcher(answerer, int(parameters["max_batch"]), int(parameters["max_queue"]))
+        self._counters = _counters(release.number, recommender.statistics, self._dispatcher.statistics)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer a batch; each request gets its own response, an error where it is malformed."""
-        return [_response(answer) for answer in self._answerer.answer([_inputs(request) for request in requests])]
+    def execute(self, requests: list[Any]) -> None:
+        """Queue requests; each gets its own response, an error where it is malformed, too many or too late."""
+        for request in requests:
+            reply = _reply_to(request)
+            try:
+                self._dispatcher.submit(partial(_inputs, request), reply, _priority(request), request.timeout() / 1e6)
+            except Exception as error:  # a request without a reply would never end
+                log.exception("a request could not be read")
+                reply(Refusal(f"the request cannot be read ({type(error).__name__}); check its inputs."))
+
+    def finalize(self) -> None:
+        """Another release has taken over and the last response is sent, or the server ends."""
+        self._dispatcher.close()
+        if self._counters is not None:
+            self._counters.close()
 
 
 def _parameters(model_config: str) -> dict[str, str]:
     return {name: value["string_value"] for name, value in json.loads(model_config)["parameters"].items()}
+
+
+def _counters(release: int, *statistics: Any) -> Counters | None:
+    try:
+        return Counters(triton, release, *statistics)
+    except triton.TritonModelException:  # a server without a metrics endpoint
+        return None
 
 
 def _default_threads() -> int:
@@ -53,9 +83,26 @@ def _default_threads() -> int:
     return 0 if "OMP_NUM_THREADS" in os.environ else min(4, len(os.sched_getaffinity(0)))
 
 
+def _priority(request: Any) -> int:
+    """From the request's parameter `traffic`; Triton keeps its own, `priority`, to itself."""
+    if triton.get_input_tensor_by_name(request, "probe") is not None:
+        return PROBE
+    sent = request.parameters()
+    return BATCH if sent and json.loads(sent).get("traffic") == "batch" else INTERACTIVE
+
+
 def _inputs(request: Any) -> dict[str, np.ndarray]:
     tensors = ((name, triton.get_input_tensor_by_name(request, name)) for name in INPUTS)
     return {name: tensor.as_numpy() for name, tensor in tensors if tensor is not None}
+
+
+def _reply_to(request: Any) -> Callable[[Arrays | Refusal], None]:
+    sender = request.get_response_sender()
+
+    def reply(answer: Arrays | Refusal) -> None:
+        sender.send(_response(answer), flags=triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    return reply
 
 
 def _response(answer: Arrays | Refusal) -> Any:

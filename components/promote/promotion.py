@@ -9,9 +9,9 @@ from typing import Any
 
 from components.register.registering import FEATURES
 from feature_repo.publish import run as publish
-from serving.model_repository import releases, withdraw
+from serving.model_repository import releases
 from serving.registry import Registry, Version
-from serving.release import release
+from serving.release import release, take_back
 from tessera.config import PlatformSettings
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _move(
                 install(registry, home, platform, registry.resolve(before.champion))
             if before.champion is None:  # nothing to put back, but a server must not start with what was not promoted
                 for number in sorted(set(releases(_models(home))) - set(served), reverse=True):
-                    withdraw(_models(home), number)
+                    take_back(_models(home), number)
             raise
     return {"champion": champion.version, "policy_version": champion.bundle_version, **installed}
 

@@ -223,7 +223,7 @@ def test_promotion_and_rollback_while_clients_keep_asking(
             assert features.item(rows[0]["test"]).sid == sids[first][rows[0]["test"]]
         recommended = told(capsys, "recommend", f"--user={rows[0]['user_id']}", "--k=3", f"--url={triton.grpc_url}")
         by_history = told(
-            capsys, "recommend", f"--history={','.join(histories[0])}", "--k=3", "--protocol=http",
+            capsys, "recommend", *(f"--history={item}" for item in histories[0]), "--k=3", "--protocol=http",
             f"--url={triton.http_url.removeprefix('http://')}",
         )  # fmt: skip
     assert recommended == by_history

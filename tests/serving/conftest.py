@@ -1,7 +1,7 @@
 """Two tiny policies, a published catalogue with its feature server, and one Triton for all tests that ask it."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,11 +28,14 @@ PROVENANCE = {"provider": "embedded", "model": "m", "prompt_version": "v1", "sta
 MADE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
 
-def sid_rows() -> list[dict[str, object]]:
-    codes = [[i % 8, i // 8, i % 3] for i in range(len(ITEMS))]
+NEW_ITEMS = [f"new-{i}" for i in range(4)]
+
+
+def sid_rows(items: list[str] = ITEMS, tokenizer: str = TOKENIZER) -> list[dict[str, object]]:
+    codes = [[i % 8, i // 8, i % 3] for i in range(len(items))]
     return [
-        {"item_id": item, "sid": "_".join(map(str, row)), "codes": row, "moved": False, "tokenizer_version": TOKENIZER}
-        for item, row in zip(ITEMS, codes, strict=True)
+        {"item_id": item, "sid": "_".join(map(str, row)), "codes": row, "moved": False, "tokenizer_version": tokenizer}
+        for item, row in zip(items, codes, strict=True)
     ]
 
 
@@ -52,6 +55,38 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two policy bundles over one catalogue."""
     folder = tmp_path_factory.mktemp("policies")
     return make_policy(folder / "a", 1), make_policy(folder / "b", 2)
+
+
+@pytest.fixture(scope="session")
+def sids() -> pa.Table:
+    """The SIDs of the policies' catalogue."""
+    return pa.Table.from_pylist(sid_rows(), schema=SCHEMAS["sids"])
+
+
+@pytest.fixture(scope="session")
+def models_of() -> Callable[[int | None], list[int]]:
+    """The model processes of a server, by its process id."""
+
+    def find(server: int | None) -> list[int]:
+        found = []
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, _, rest = status.read_text().rpartition(") ")
+            except OSError:
+                continue
+            if int(rest.split()[1]) == server and "triton_python" in name:
+                found.append(int(status.parent.name))
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SIDs of the policies' catalogue and of four new items."""
+    path = tmp_path_factory.mktemp("grown") / "sids.parquet"
+    write_table("sids", pa.Table.from_pylist(sid_rows(ITEMS + NEW_ITEMS), schema=SCHEMAS["sids"]), path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +130,7 @@ def triton(
 ) -> Iterator[TritonServer]:
     """A real Triton server with the first policy; a test that loads another puts the first back."""
     repository = tmp_path_factory.mktemp("triton") / "models"
-    export(policies[0], repository, feature_server="http://127.0.0.1:9", threads=1)
+    export(policies[0], repository, feature_server="http://127.0.0.1:9", threads=1, prefix_cache_mb=4)
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     with TritonServer(repository, feature_server=features.url, **ports) as server:
         yield server

@@ -4,9 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from serving.model_repository import MODEL, export, newest, prune, releases, withdraw
+from serving.model_config import MODEL
+from serving.model_repository import check_index, export, newest, prune, releases, withdraw
 from serving.release import release
 from tessera.bundle import load_manifest
 from tessera.errors import BundleError, InputError, ServiceError
@@ -24,10 +27,10 @@ def test_a_release_is_complete_and_the_newest_serves(policies: Pair, tmp_path: P
     assert 'key: "feature_server" value { string_value: "http://features:6566" }' in config
     assert 'key: "threads" value { string_value: "2" }' in config
     assert export(policies[1], tmp_path) == tmp_path / MODEL / "2"
-    assert newest(tmp_path) == (2, load_manifest(policies[1], "policy"))
+    assert (newest(tmp_path).number, newest(tmp_path).policy_version) == (2, second)
     export(policies[0], tmp_path)  # rollback: the earlier policy under the next number
     assert releases(tmp_path) == [1, 2, 3]
-    assert newest(tmp_path)[1].version == first != second
+    assert newest(tmp_path).policy_version == first != second
     assert not [path for path in (tmp_path / MODEL).iterdir() if path.name.startswith(".")]
 
 
@@ -43,7 +46,7 @@ def test_exporting_the_serving_policy_again_adds_no_release_but_renews_the_confi
 def test_numbers_sort_as_numbers_and_a_given_one_must_be_the_highest(policies: Pair, tmp_path: Path) -> None:
     export(policies[0], tmp_path, 9)
     export(policies[1], tmp_path, 10)
-    assert newest(tmp_path)[0] == 10
+    assert newest(tmp_path).number == 10
     for taken in (10, 3):
         with pytest.raises(InputError, match=f"release {taken} cannot follow release 10"):
             export(policies[0], tmp_path, taken)
@@ -66,6 +69,47 @@ def test_a_damaged_bundle_is_refused_and_the_repository_stays_as_it_was(policies
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "models").rglob("*")} == before
 
 
+def test_newer_sids_make_another_release_of_the_same_policy(policies: Pair, grown: Path, tmp_path: Path) -> None:
+    export(policies[0], tmp_path)
+    own = newest(tmp_path)
+    folder = export(newest(tmp_path).policy, tmp_path, sids=grown)
+    release_ = newest(tmp_path)
+    assert (release_.number, release_.policy_version, release_.sids) == (2, own.policy_version, next(folder.glob("s*")))
+    assert release_.index_version != own.index_version
+    check_index(release_)
+    assert export(policies[0], tmp_path, sids=grown) == folder  # the same again
+    assert export(policies[0], tmp_path, sids=policies[0] / "sids.parquet") == tmp_path / MODEL / "3"
+    assert newest(tmp_path).answer == own.answer  # its own SIDs, whichever way they are given
+    assert newest(tmp_path).sids is None
+    content = release_.sids.read_bytes() if release_.sids else b""
+    next(folder.glob("s*")).write_bytes(content[:-9] + b"x" + content[-8:])
+    with pytest.raises(BundleError, match=r"sids-\w+.parquet is damaged"):
+        check_index(release_)
+    assert grown.read_bytes() == content  # the release has a copy of its own
+
+
+def test_sids_that_the_policy_cannot_write_are_refused(policies: Pair, grown: Path, tmp_path: Path) -> None:
+    export(policies[0], tmp_path / "models")
+    table = pq.read_table(grown)
+    column = table.schema.get_field_index("tokenizer_version")
+    foreign = table.set_column(column, "tokenizer_version", pa.array(["tok-2"] * len(table)))
+    wrong = {
+        "foreign": (foreign, "writes SIDs of tokenizer tok-1, .* holds SIDs of tok-2"),
+        "mixed": (pa.concat_tables([table, foreign.cast(table.schema)]), "holds SIDs of tok-1, tok-2"),
+        "empty": (table.slice(0, 0), "holds SIDs of none"),
+        "other": (table.drop(["codes"]), "cannot be the index of policy"),
+    }
+    for name, (content, message) in wrong.items():
+        pq.write_table(content, tmp_path / f"{name}.parquet")
+        with pytest.raises(BundleError, match=message):
+            export(policies[0], tmp_path / "models", sids=tmp_path / f"{name}.parquet")
+    (tmp_path / "cut.parquet").write_bytes(grown.read_bytes()[:-50])
+    for missing in ("cut.parquet", "none.parquet"):
+        with pytest.raises(BundleError, match="cannot be the index of policy"):
+            export(policies[0], tmp_path / "models", sids=tmp_path / missing)
+    assert releases(tmp_path / "models") == [1]
+
+
 def test_withdrawing_and_pruning(policies: Pair, tmp_path: Path) -> None:
     for i in range(5):
         export(policies[i % 2], tmp_path)
@@ -86,3 +130,6 @@ def test_a_release_waits_for_a_server_and_with_a_wrong_address_is_withdrawn(poli
     with pytest.raises(ServiceError, match=r"release 2 was withdrawn.*no Triton server answers"):
         release(policies[1], tmp_path / "models", "http://127.0.0.1:9")
     assert releases(tmp_path / "models") == [1]
+    with pytest.raises(ServiceError, match=r"release 1 was withdrawn, nothing serves: no Triton server answers"):
+        release(policies[1], tmp_path / "first", "http://127.0.0.1:9")
+    assert releases(tmp_path / "first") == []

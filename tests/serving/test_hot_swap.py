@@ -1,0 +1,186 @@
+"""Releases under traffic: another policy, or only newer SIDs, takes over between two requests or is refused."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving.model_repository import newest, releases
+from serving.probe import Served, ask
+from serving.release import release, take_back
+from serving.server import TritonServer
+from tessera import bundle
+from tessera.decoding.recommender import Recommender
+from tessera.errors import BundleError, ServiceError
+
+pytestmark = pytest.mark.integration
+HISTORIES = [["100"], ["103", "117", "104"], ["tasse-é", "101"]]
+K = 58
+
+
+class Traffic:
+    """Threads that keep asking over HTTP and note which release gave which items."""
+
+    def __init__(self, url: str, threads: int = 3) -> None:
+        self.answers: list[tuple[Served, int, tuple[str, ...]]] = []
+        self.failures: list[object] = []
+        self._url, self._done = f"{url}/v2/models/tessera/infer", threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
+
+    def __enter__(self) -> "Traffic":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, answer: Served, count: int = 20) -> None:
+        """Until a release has given some answers."""
+        deadline, start = time.monotonic() + 30, len(self.answers)
+        while sum(one[0] == answer for one in self.answers[start:]) < count:
+            assert time.monotonic() < deadline, self.failures[:3]
+            time.sleep(0.02)
+
+    def _ask(self, number: int) -> None:
+        with httpx.Client(timeout=30) as client:
+            while not self._done.is_set():
+                try:
+                    reply = client.post(self._url, json=question(HISTORIES[number], k=K))
+                    found = {one["name"]: one["data"] for one in reply.raise_for_status().json()["outputs"]}
+                    served = Served(found["policy_version"][0], found["index_version"][0])
+                    self.answers.append((served, number, tuple(found["item_ids"])))
+                except Exception as error:
+                    self.failures.append(error)
+                time.sleep(0.01)
+
+
+def question(history: list[str], **others: Any) -> dict[str, Any]:
+    inputs = [{"name": "history", "shape": [1, len(history)], "datatype": "BYTES", "data": history}]
+    for name, value in others.items():
+        values, datatype = (value, "BYTES") if isinstance(value, list) else ([value], "INT32")
+        inputs.append({"name": name, "shape": [1, len(values)], "datatype": datatype, "data": values})
+    return {"inputs": inputs}
+
+
+def processes(server: TritonServer) -> dict[int, int]:
+    """Resident bytes of the server and its model processes."""
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(") ")[2].split()
+            if int(fields[2]) == server.pid:  # the process group
+                found[int(status.parent.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            continue
+    return found
+
+
+def counter(server: TritonServer, name: str) -> float:
+    version = newest(server.repository).number
+    start = f'{name}{{model="tessera",version="{version}"}} '
+    (line,) = [one for one in httpx.get(server.metrics_url).text.splitlines() if one.startswith(start)]
+    return float(line.split()[-1])
+
+
+@pytest.fixture
+def settled(triton: TritonServer, policies: tuple[Path, Path]) -> Iterator[TritonServer]:
+    """The server; afterwards it serves the first policy over its own SIDs again."""
+    yield triton
+    release(policies[0], triton.repository, threads=1, prefix_cache_mb=4)
+
+
+def test_policies_and_indices_swap_under_traffic(
+    settled: TritonServer, policies: tuple[Path, Path], grown: Path, engines: dict[str, Recommender]
+) -> None:
+    """Without a failed or mixed answer, and with the memory that it had before."""
+    first, options = newest(settled.repository).answer, {"threads": 1, "prefix_cache_mb": 4}
+    before = processes(settled)
+    expected = {first: engines[first.policy_version]}
+    with Traffic(settled.http_url) as traffic:
+        traffic.wait_for(first)
+        release(newest(settled.repository).policy, settled.repository, sids=grown, **options)
+        larger = newest(settled.repository).answer
+        expected[larger] = Recommender.load(policies[0], grown)
+        traffic.wait_for(larger)
+        release(policies[1], settled.repository, **options)
+        other = newest(settled.repository).answer
+        expected[other] = engines[other.policy_version]
+        traffic.wait_for(other)
+        release(policies[0], settled.repository, **options)
+        traffic.wait_for(first)
+    assert traffic.failures == []
+    assert (larger.policy_version, other.index_version) == (first.policy_version, first.index_version)
+    assert {one for one, _, _ in traffic.answers} == {first, larger, other}
+    lists = {
+        (served, number): tuple(one.item_id for one in engine.recommend([HISTORIES[number]], K)[0])
+        for served, engine in expected.items()
+        for number in range(len(HISTORIES))
+    }
+    assert lists[first, 0] != lists[larger, 0] != lists[other, 0] != lists[first, 0]
+    for served, number, items in traffic.answers:
+        assert set(items) == set(lists[served, number])  # in this order but for ties in the last digits
+        assert items[:5] == lists[served, number][:5]
+    asked = counter(settled, "tessera_requests_total")  # of the newest release, whose predecessors' are gone
+    ask(settled.http_url)
+    deadline = time.monotonic() + 10
+    while counter(settled, "tessera_requests_total") <= asked:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    deadline = time.monotonic() + 10  # the processes of the releases before have ended
+    while len(now := processes(settled)) > len(before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(now) == len(before)
+    assert sum(now.values()) < 1.1 * sum(before.values())
+
+
+def test_new_items_can_be_recommended_from_an_index_that_has_them_until_it_is_taken_back(
+    triton: TritonServer, policies: tuple[Path, Path], grown: Path
+) -> None:
+    def answer() -> dict[str, Any]:
+        url = f"{triton.http_url}/v2/models/tessera/infer"
+        reply: dict[str, Any] = httpx.post(url, json=question(["100"], allow=["new-2"]), timeout=30).json()
+        return reply
+
+    before, served = releases(triton.repository), ask(triton.http_url)
+    assert "no item of the allow list is in the catalogue" in answer()["error"]
+    folder = release(policies[0], triton.repository, sids=grown, threads=1, prefix_cache_mb=4)
+    (items,) = [one["data"] for one in answer()["outputs"] if one["name"] == "item_ids"]
+    assert items == ["new-2"]
+    take_back(triton.repository, int(folder.name))
+    assert releases(triton.repository) == before[-2:]  # the one before those was pruned
+    assert ask(triton.http_url) == served
+    assert "no item of the allow list is in the catalogue" in answer()["error"]
+
+
+def broken_policy(folder: Path) -> Path:
+    def write(staging: Path) -> None:
+        (staging / "sids.parquet").write_text("whole by its manifest, but no policy")
+
+    bundle.save(folder, "policy", write, config={}, metrics={}, parent="tok-1")
+    return folder
+
+
+def test_what_does_not_load_is_withdrawn_and_the_old_one_keeps_serving(
+    triton: TritonServer, policies: tuple[Path, Path], grown: Path, tmp_path: Path
+) -> None:
+    before, served = releases(triton.repository), ask(triton.http_url)
+    with pytest.raises(ServiceError, match=r"withdrawn, the one before keeps serving: .*not a readable parquet"):
+        release(broken_policy(tmp_path / "bad"), triton.repository)
+    table = pq.read_table(grown)
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "twins.parquet")
+    with pytest.raises(ServiceError, match=r"withdrawn, the one before keeps serving: .*belong to two items"):
+        release(policies[0], triton.repository, sids=tmp_path / "twins.parquet")
+    with pytest.raises(BundleError, match="cannot be the index of policy"):
+        release(policies[0], triton.repository, sids=tmp_path / "none.parquet")
+    assert releases(triton.repository) == before
+    assert ask(triton.http_url) == served == newest(triton.repository).answer
