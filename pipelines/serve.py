@@ -43,7 +43,7 @@ def serve(home: Path, platform: PlatformSettings) -> None:
             plain(
                 f"Triton     http {triton.http_url}   grpc {triton.grpc_url}   metrics {triton.metrics_url}\n"
                 f"features   {features.url}\n"
-                "ask with `tessera recommend --user ID` or `tessera recommend --history ITEM --history ITEM`; stop with Ctrl-C."
+                "ask with `tessera recommend --user ID` or `tessera recommend --history ITEM`; stop with Ctrl-C."
             )
             watchdogs = [Watchdog("Triton", triton, _say), Watchdog("feature server", _Features(features), _say)]
             while True:
