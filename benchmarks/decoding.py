@@ -28,6 +28,7 @@ from tessera.decoding.forward import Prompts, decoder_of
 from tessera.decoding.index import CatalogueIndex
 from tessera.decoding.search import CodeHead, beam_search, columns
 from tessera.policy import backbone as backbones
+from tessera.policy.backbone import Backbone
 from tessera.policy.data import prompts
 
 PREFIX_FUNCTION_ITEMS = 1_000_000
@@ -64,6 +65,25 @@ SWEEP: dict[str, list[int]] = {
     "batch": [1, 4, 16, 64],
     "levels": [3, 4],
 }
+
+
+def random_codes(items: int, levels: int, codebook: int, generator: np.random.Generator) -> np.ndarray:
+    """Codes [items, levels] of a catalogue in which no two items share all."""
+    flat = generator.integers(0, codebook**levels, int(items * 1.6) + 16)
+    if items * 4 > codebook**levels:  # too full to draw with replacement
+        flat = generator.permutation(codebook**levels)
+    flat = generator.permutation(np.unique(flat))[:items]
+    return np.stack(np.unravel_index(flat, (codebook,) * levels), axis=1)
+
+
+def random_backbone(case: Case, seed: int) -> Backbone:
+    """A model of the case's size that was never trained."""
+    settings = PolicySettings(hidden=case.hidden, layers=case.layers, text_vocabulary=300)
+    backbone = backbones.build(settings, ["text"], case.levels, case.codebook, seed)
+    with torch.no_grad():  # fresh weights score all items nearly alike; spread them
+        for parameter in backbone.model.eval().parameters():
+            parameter.mul_(3.0)
+    return backbone
 
 
 class TimedIndex(CatalogueIndex):
@@ -118,19 +138,10 @@ class Comparison:
 
     def __init__(self, case: Case, seed: int) -> None:
         self.case = case
-        shape = (case.codebook,) * case.levels
         generator = np.random.default_rng(seed)
-        flat = generator.integers(0, case.codebook**case.levels, int(case.items * 1.6) + 16)
-        if case.items * 4 > case.codebook**case.levels:  # too full to draw with replacement
-            flat = generator.permutation(case.codebook**case.levels)
-        flat = generator.permutation(np.unique(flat))[: case.items]
-        self.codes = np.stack(np.unravel_index(flat, shape), axis=1)
-        settings = PolicySettings(hidden=case.hidden, layers=case.layers, text_vocabulary=300)
-        self.backbone = backbones.build(settings, ["text"], case.levels, case.codebook, seed)
-        self.model = self.backbone.model.eval()
-        with torch.no_grad():  # fresh weights score all items nearly alike; spread them
-            for parameter in self.model.parameters():
-                parameter.mul_(3.0)
+        self.codes = random_codes(case.items, case.levels, case.codebook, generator)
+        self.backbone = random_backbone(case, seed)
+        self.model = self.backbone.model
         started = time.perf_counter()
         built = TimedIndex.build(self.codes, case.codebook)
         self.build_s, self.index = time.perf_counter() - started, built
