@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from tessera.policy.backbone import Dropout
+
 FUSED = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -37,11 +39,10 @@ class Prompts:
 
 @dataclass
 class KeyValues:
-    """Keys and values [layers, batch, columns, heads, head size] of which the first `used` columns are written."""
+    """Keys and, behind them, values [layers, batch, columns, 2 * kv heads, head size]; the first `used` columns count."""
 
-    keys: Tensor
-    values: Tensor
-    used: int
+    both: Tensor
+    used: int = 0
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,32 +57,33 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 class FusedDecoder:
     """Llama, Mistral, Qwen2 and Qwen3 decoders with one projection for queries, keys and values, and one for the MLP.
 
-    The fused weights take the place of the model's: its parameters become views of them, so training steps are seen
-    here and nothing is held twice. Moving the model to another device or type undoes this; see `serves`.
+    For inference: dropout is passed over. The fused weights take the place of the model's, whose parameters become
+    views of them, so nothing is held twice on a GPU. A CPU gets copies in its own layout; see `serves`.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder, config = model.get_decoder(), model.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.embed, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
-        self.layers = [_Layer(layer) for layer in decoder.layers]
-        self._rope = self.embed.weight.new_zeros(2, 0, self.head_size)
+        self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.weight, self.rotary = decoder.embed_tokens.weight, decoder.rotary_emb
+        layers = list(decoder.layers)
+        self.layers = [_Layer(layer, self, layer is layers[-1]) for layer in layers]
+        self.norm = _Norm(decoder.norm)
+        self._rope = self.weight.new_zeros(2, 0, self.size)
+        self._state = _state(model)
 
     def serves(self, model: PreTrainedModel) -> bool:
-        """Whether the model's parameters still are views of the fused weights."""
-        attention = model.get_decoder().layers[0].self_attn
-        return bool(attention.q_proj.weight.data_ptr() == self.layers[0].qkv.data_ptr())
+        """Whether the model's parameters are where, and what, they were; False after a training step."""
+        return _state(model) == self._state
 
     def cache(self, batch: int, columns: int) -> KeyValues:
         """An empty cache."""
-        shape = len(self.layers), batch, columns, self.kv_heads, self.head_size
         # Zeros, because padding is never written and a masked NaN would still be one.
-        return KeyValues(self.embed.weight.new_zeros(shape), self.embed.weight.new_zeros(shape), 0)
+        return KeyValues(self.weight.new_zeros(len(self.layers), batch, columns, 2 * self.kv_heads, self.size))
 
     def prefill(self, prompts: Prompts, cache: KeyValues) -> Tensor:
         """Run what is not known of the prompts, without the padding; [batch, hidden] state of each last token."""
-        width = prompts.tokens.shape[1]
+        batch, width = prompts.tokens.shape
         real = prompts.real
         column = torch.arange(width, device=real.device)
         start = width - prompts.length
@@ -90,15 +92,15 @@ class FusedDecoder:
         rows, columns = slots // width, slots % width
         queries = int((prompts.length - prompts.known).max())
         causal = column <= column[width - queries :, None]
-        bias = additive(causal & real[:, None, :], self.embed.weight.dtype)
-        cache.used = width
-        # Packed token -> its place among the [batch, queries] queries that attention works on.
-        places = rows * queries + columns - (width - queries)
         last = (rows[1:] != rows[:-1]).nonzero().squeeze(1)
         last = torch.cat([last, last.new_tensor([len(rows) - 1])])
-        position = columns - start[rows]
-        tokens = prompts.tokens.flatten()[slots]
-        return self._run(tokens, position, rows * cache.keys.shape[2] + columns, places, queries, bias, cache, last)
+        cos, sin = self._rotation(columns - start[rows], width)
+        cache.used = width
+        attend = _Attention(self, cache, queries, additive(causal & real[:, None, :], self.weight.dtype), cos, sin)
+        if len(slots) < batch * queries:
+            # Packed token -> its place among the [batch, queries] queries that attention works on.
+            attend.pack(rows * queries + columns - (width - queries), rows * cache.both.shape[2] + columns)
+        return self._run(prompts.tokens.flatten()[slots], attend, last)
 
     def extend(self, tokens: Tensor, position: Tensor, visible: Tensor, cache: KeyValues) -> Tensor:
         """Append [batch, n] tokens that all stand at `position` [batch]; [batch, n, hidden] states.
@@ -107,139 +109,170 @@ class FusedDecoder:
             visible: [batch, n, columns used afterwards] bool.
         """
         batch, count = tokens.shape
-        slots = torch.arange(batch, device=tokens.device)[:, None] * cache.keys.shape[2]
-        slots = (slots + torch.arange(cache.used, cache.used + count, device=tokens.device)).flatten()
         cache.used += count
-        bias = additive(visible, self.embed.weight.dtype)
-        positions = position[:, None].expand(-1, count).flatten()
-        hidden = self._run(tokens.flatten(), positions, slots, None, count, bias, cache, None)
-        return hidden.view(batch, count, -1)
+        cos, sin = self._rotation(position[:, None].expand(-1, count).flatten(), cache.both.shape[2])
+        attend = _Attention(self, cache, count, additive(visible, self.weight.dtype), cos, sin)
+        return self._run(tokens.flatten(), attend, None).view(batch, count, -1)
 
-    def _run(
-        self,
-        tokens: Tensor,
-        position: Tensor,
-        slots: Tensor,
-        places: Tensor | None,
-        queries: int,
-        bias: Tensor,
-        cache: KeyValues,
-        last: Tensor | None,
-    ) -> Tensor:
-        """Packed tokens through all layers.
-
-        Args:
-            tokens, position, slots: [n] ids, positions and cache slots (row * columns + column) of the tokens.
-            places: [n] where each stands among the batch's [batch * queries] queries; None: in that order, all.
-            last: [batch] tokens whose state is wanted; None: all.
-        """
-        cos, sin = self._rotation(position, cache.keys.shape[2])
-        x = self.embed(tokens)
-        attend = _Attention(self, cos, sin, slots, places, queries, bias, cache)
+    def _run(self, tokens: Tensor, attend: "_Attention", last: Tensor | None) -> Tensor:
+        """[n] packed tokens through all layers; `last` [batch]: tokens whose state is wanted, None: all."""
+        x = F.embedding(tokens, self.weight)
         for number, layer in enumerate(self.layers):
             # Above the last layer's keys and values only the wanted tokens matter.
-            only = last if number == len(self.layers) - 1 else None
-            x = layer(x, attend, number, only)
-        return _rms(x, self.norm)
+            x = layer(x, attend, number, last if number == len(self.layers) - 1 else None)
+        return self.norm(x)
 
     def _rotation(self, position: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [n, 1, head size] of rotary positions, from a table that grows to the longest cache."""
+        """cos and sin [n, 1, head size] of rotary positions below `longest`, from a table that grows."""
         if self._rope.shape[1] < longest or self._rope.device != position.device:
             steps = torch.arange(max(longest, 2 * self._rope.shape[1]), device=position.device)
-            cos, sin = self.rotary(self.embed.weight, steps[None])
+            cos, sin = self.rotary(self.weight, steps[None])
             # x * cos + (-upper half, lower half) * sin: the sign goes into the table, and the halves swap by a roll.
             signs = torch.ones_like(sin[0])
-            signs[:, : self.head_size // 2] = -1
+            signs[:, : self.size // 2] = -1
             self._rope = torch.stack([cos[0], sin[0] * signs])
         cos, sin = self._rope[:, position].unsqueeze(2)
         return cos, sin
 
 
 class _Attention:
-    """Attention of packed tokens over the cache, the same in every layer."""
+    """Attention of new tokens over the cache, the same in every layer: `queries` a row, the row's last columns."""
 
     def __init__(
-        self,
-        decoder: FusedDecoder,
-        cos: Tensor,
-        sin: Tensor,
-        slots: Tensor,
-        places: Tensor | None,
-        queries: int,
-        bias: Tensor,
-        cache: KeyValues,
+        self, decoder: FusedDecoder, cache: KeyValues, queries: int, bias: Tensor, cos: Tensor, sin: Tensor
     ) -> None:
-        self.heads, self.kv_heads, self.size = decoder.heads, decoder.kv_heads, decoder.head_size
-        self.cos, self.sin, self.slots, self.places = cos, sin, slots, places
-        self.queries, self.bias, self.cache = queries, bias, cache
-        self.batch = cache.keys.shape[1]
+        self.heads, self.kv_heads, self.size = decoder.heads, decoder.kv_heads, decoder.size
+        self.cos, self.sin, self.bias, self.cache = cos, sin, bias, cache
+        self.shape = cache.both.shape[1], queries
+        # Views of all layers at once, which is cheaper than in each.
+        seen = cache.both[:, :, : cache.used].transpose(2, 3)
+        self.keys, self.values = (half.unbind() for half in seen.split(self.kv_heads, dim=2))
+        self.new = cache.both[:, :, cache.used - queries : cache.used].unbind()
+        self.places: Tensor | None = None
 
-    def rotate(self, x: Tensor, only: Tensor | None = None) -> Tensor:
-        """Rotary embedding of [n, heads, head size]."""
+    def pack(self, places: Tensor, slots: Tensor) -> None:
+        """The tokens are not all queries: their [n] places among them, and slots (row * columns + column) of the cache."""
+        self.places, self.slots = places, slots
+        self.new = self.cache.both.flatten(1, 2).unbind()
+
+    def rotate(self, x: Tensor, only: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Rotary embedding of [n, heads, head size]; `out` may be `x`."""
         cos, sin = (self.cos, self.sin) if only is None else (self.cos[only], self.sin[only])
-        return torch.addcmul(x * cos, x.roll(self.size // 2, -1), sin)
+        return torch.addcmul(x * cos, x.roll(self.size // 2, -1), sin, out=out)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put [n, kv heads, head size] into the cache."""
-        for kept, new in ((self.cache.keys, keys), (self.cache.values, values)):
-            kept[layer].flatten(0, 1).index_copy_(0, self.slots, new)
+    def write(self, layer: int, both: Tensor) -> None:
+        """Put keys and values [n, 2 * kv heads, head size] into the cache."""
+        if self.places is None:
+            self.new[layer].copy_(both.view(*self.shape, *both.shape[1:]))
+        else:
+            self.new[layer].index_copy_(0, self.slots, both)
 
     def __call__(self, layer: int, q: Tensor, only: Tensor | None) -> Tensor:
         """[n, heads * head size] attended values of the queries [n, heads, head size], one a row if `only` is given."""
-        used, bias = self.cache.used, self.bias
-        keys, values = (kept[layer, :, :used].transpose(1, 2) for kept in (self.cache.keys, self.cache.values))
-        if only is not None:
-            q, bias = q.unsqueeze(1), bias[:, :, -1:]
-        elif self.places is None or len(self.places) == self.batch * self.queries:
-            q = q.view(self.batch, self.queries, self.heads, self.size)
-        else:
-            padded = q.new_zeros(self.batch * self.queries, self.heads, self.size)
-            q = padded.index_copy_(0, self.places, q).view(self.batch, self.queries, self.heads, self.size)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys, values, attn_mask=bias, enable_gqa=self.heads != self.kv_heads
-        )
+        bias = self.bias if only is None else self.bias[:, :, -1:]
+        packed = self.places if only is None else None
+        if packed is not None:
+            padded = q.new_zeros(self.shape[0] * self.shape[1], self.heads, self.size)
+            q = padded.index_copy_(0, packed, q)
+        q = q.view(self.shape[0], -1, self.heads, self.size).transpose(1, 2)
+        keys, values = self.keys[layer], self.values[layer]
+        out = F.scaled_dot_product_attention(q, keys, values, bias, enable_gqa=self.heads != self.kv_heads)
         out = out.transpose(1, 2).reshape(-1, self.heads * self.size)
-        packed = only is None and self.places is not None and len(self.places) < len(out)
-        return out[self.places] if packed else out
+        return out if packed is None else out[packed]
 
 
 class _Layer:
     """One decoder layer over packed tokens."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, decoder: FusedDecoder, is_last: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv, self.qkv_bias = _fuse([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.gate_up, self.gate_up_bias = _fuse([mlp.gate_proj, mlp.up_proj])
-        self.out, self.down, self.activation = attention.o_proj, mlp.down_proj, mlp.act_fn
-        self.norms = layer.input_layernorm, layer.post_attention_layernorm
-        self.head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        weight, bias = _fuse([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.qkv = _Linear(weight, bias)
+        if is_last:  # where the queries of a prompt's last token are enough
+            rows = [decoder.heads * decoder.size, 2 * decoder.kv_heads * decoder.size]
+            biases = bias.split(rows) if bias is not None else (None, None)
+            self.q, self.kv = (_Linear(w, b) for w, b in zip(weight.split(rows), biases, strict=True))
+        self.gate_up = _Linear(*_fuse([mlp.gate_proj, mlp.up_proj]))
+        self.out, self.down = (_Linear(part.weight, part.bias) for part in (attention.o_proj, mlp.down_proj))
+        self.activation = mlp.act_fn
+        self.norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self.head_norms = [_Norm(norm) for norm in norms if norm is not None]
 
     def __call__(self, x: Tensor, attend: _Attention, number: int, only: Tensor | None) -> Tensor:
-        size, q_rows = attend.size, attend.heads * attend.size
-        h = _rms(x, self.norms[0])
+        h, heads, kv_heads = self.norms[0](x), attend.heads, attend.kv_heads
         if only is None:
-            qkv = F.linear(h, self.qkv, self.qkv_bias).unflatten(1, (-1, size))
-            qk, values = qkv.split([attend.heads + attend.kv_heads, attend.kv_heads], dim=1)
-            if self.head_norms[0] is not None:
-                q, keys = qk.split([attend.heads, attend.kv_heads], dim=1)
-                qk = torch.cat([_rms(q, self.head_norms[0]), _rms(keys, self.head_norms[1])], dim=1)
-            q, keys = attend.rotate(qk).split([attend.heads, attend.kv_heads], dim=1)
+            qkv = self.qkv(h).unflatten(1, (-1, attend.size))
+            self._turn(qkv[:, : heads + kv_heads], (heads, kv_heads), attend, None)
+            q, both = qkv[:, :heads], qkv[:, heads:]
         else:
+            both = self.kv(h).unflatten(1, (-1, attend.size))
+            q = self.q(h[only]).unflatten(1, (-1, attend.size))
+            self._turn(both[:, :kv_heads], (0, kv_heads), attend, None)
+            self._turn(q, (heads, 0), attend, only)
             x = x[only]
-            bias = self.qkv_bias
-            q = F.linear(h[only], self.qkv[:q_rows], bias[:q_rows] if bias is not None else None)
-            kv = F.linear(h, self.qkv[q_rows:], bias[q_rows:] if bias is not None else None)
-            keys, values = kv.unflatten(1, (-1, size)).chunk(2, dim=1)
-            q = attend.rotate(_rms(q.unflatten(1, (-1, size)), self.head_norms[0]), only)
-            keys = attend.rotate(_rms(keys, self.head_norms[1]))
-        attend.write(number, keys, values)
-        x = x + self.out(attend(number, q, only))
-        gate, up = F.linear(_rms(x, self.norms[1]), self.gate_up, self.gate_up_bias).chunk(2, dim=1)
-        return x + self.down(self.activation(gate) * up)
+        attend.write(number, both)
+        x = self.out(attend(number, q, only), x)
+        gate, up = self.gate_up(self.norms[1](x)).chunk(2, dim=1)
+        return self.down(self.activation(gate).mul_(up), x)
+
+    def _turn(self, qk: Tensor, heads: tuple[int, int], attend: _Attention, only: Tensor | None) -> None:
+        """Normalise and rotate queries and keys [n, heads, head size] in place."""
+        if self.head_norms:
+            for part, norm in zip(qk.split(heads, dim=1), self.head_norms, strict=True):
+                part.copy_(norm(part))
+        attend.rotate(qk, only, out=qk)
 
 
-def _rms(x: Tensor, norm: Any) -> Tensor:
-    return x if norm is None else F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+class _Norm:
+    """RMSNorm; on a CPU by four cheap operations in place of torch's eight."""
+
+    def __init__(self, norm: Any) -> None:
+        self.weight, self.epsilon = norm.weight.detach(), norm.variance_epsilon
+        size = len(self.weight)
+        self.cheap = self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
+        self.scale, self.least = self.weight * size**0.5, torch.tensor((size * self.epsilon) ** 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.cheap:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.epsilon)
+        # x / sqrt(mean(x^2) + e) = x sqrt(n) / sqrt(|x|^2 + n e)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.least)
+        return (x * self.scale).div_(length)
+
+
+class _Linear:
+    """A linear layer with frozen weights, on a CPU in the layout of its matrix kernels (oneDNN).
+
+    That spares each product the packing of the weights, which with the few rows of a beam takes as long as the product.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight.detach()
+        self.packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _ONEDNN
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.bias = bias.detach() if bias is not None else None
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """x W^T + b + plus."""
+        product: Tensor
+        if not self.packed:
+            product = F.linear(x, self.weight, self.bias)
+            return product if plus is None else product + plus
+        if plus is None:
+            product = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        else:
+            product = torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")
+        return product
+
+
+_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+def _state(model: PreTrainedModel) -> tuple[int, int]:
+    """Changes with every step of an optimizer, and when the model is moved."""
+    parameters = list(model.get_decoder().parameters())
+    return parameters[-1].data_ptr(), sum(one._version for one in parameters)
 
 
 def _fuse(layers: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
@@ -304,14 +337,11 @@ def _fusable(model: PreTrainedModel) -> bool:
     config: Any = model.config
     if config.model_type not in FUSED or not hasattr(model.get_decoder(), "layers"):
         return False
-    layers = list(model.get_decoder().layers)
-    layer = layers[0]
-    plain = all(type(part) is nn.Linear for part in (layer.self_attn.q_proj, layer.mlp.gate_proj))
-    # These are called as modules, so what hangs on them (dropout in training, say) is kept; on others it would be lost.
-    called = [model.get_input_embeddings(), *(p for one in layers for p in (one.self_attn.o_proj, one.mlp.down_proj))]
-    called_ids = {id(part) for part in called}
-    hooked = any(m._forward_hooks and id(m) not in called_ids for m in model.get_decoder().modules())
+    layers = model.get_decoder().layers
+    blocks = [block for layer in layers for block in (layer.self_attn, layer.mlp)]
+    plain = all(type(part) is nn.Linear for block in blocks for name, part in block.named_children() if "proj" in name)
+    hooks = [hook for part in model.get_decoder().modules() for hook in part._forward_hooks.values()]
     rope = getattr(config, "rope_parameters", None) or {}
     fixed = rope.get("rope_type", "default") not in ("dynamic", "longrope")
     windowed = getattr(config, "use_sliding_window", config.model_type == "mistral") and config.sliding_window
-    return plain and fixed and not windowed and not hooked
+    return plain and fixed and not windowed and all(isinstance(hook, Dropout) for hook in hooks)

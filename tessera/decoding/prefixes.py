@@ -16,15 +16,14 @@ from tessera.decoding.forward import KeyValues
 
 @dataclass(frozen=True)
 class Entry:
-    """Keys and values [layers, tokens, heads, head size] of one prompt."""
+    """Keys and values [layers, tokens, 2 * heads, head size] of one prompt."""
 
-    keys: Tensor
-    values: Tensor
+    both: Tensor
 
     @property
     def tokens(self) -> int:
         """Length of the prompt."""
-        return self.keys.shape[1]
+        return self.both.shape[1]
 
 
 class PrefixCache:
@@ -56,8 +55,7 @@ class PrefixCache:
         for row, (entry, count, tokens) in enumerate(zip(entries, known.tolist(), length.tolist(), strict=True)):
             if entry is not None:
                 place = slice(width - tokens, width - tokens + count)
-                cache.keys[:, row, place] = entry.keys[:, :count]
-                cache.values[:, row, place] = entry.values[:, :count]
+                cache.both[:, row, place] = entry.both[:, :count]
 
     def store(self, histories: Sequence[np.ndarray], length: Tensor, width: int, cache: KeyValues) -> None:
         """Keep the prompts of a searched cache, dropping the least recently used beyond the budget."""
@@ -66,9 +64,9 @@ class PrefixCache:
             if not key or key in self._entries:
                 continue
             place = slice(width - tokens, width)
-            entry = Entry(cache.keys[:, row, place].clone(), cache.values[:, row, place].clone())
+            entry = Entry(cache.both[:, row, place].clone())
             self._entries[key] = entry
-            self.used += entry.keys.nbytes + entry.values.nbytes
+            self.used += entry.both.nbytes
         while self.used > self.budget:
             _, old = self._entries.popitem(last=False)
-            self.used -= old.keys.nbytes + old.values.nbytes
+            self.used -= old.both.nbytes

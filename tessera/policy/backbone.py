@@ -148,15 +148,23 @@ def _trainable_rows(backbone: Backbone) -> dict[str, list[int]]:
     return {name: rows for name, module in model.named_modules() if any(module is layer for layer in layers)}
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """Forward hook that drops a share of a module's outputs while it trains."""
+
+    rate: float
+
+    def __call__(self, module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        """The module's output in training with dropout, else as it is."""
+        return F.dropout(output, self.rate, training=module.training)
+
+
 def add_dropout(model: PreTrainedModel, rate: float) -> None:
     """Dropout on the embeddings and on both residual branches of a Llama-type model, which has none of its own.
 
     Hooks and not modules, so that the saved weights stay those of the plain architecture.
     """
-
-    def drop(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return F.dropout(output, rate, training=module.training)
-
+    drop = Dropout(rate)
     if rate > 0:
         model.model.embed_tokens.register_forward_hook(drop)
         for layer in model.model.layers:

@@ -86,32 +86,33 @@ def test_known_tokens_are_not_computed_again() -> None:
     with torch.inference_mode():
         cache = decoder.cache(3, 9)
         last = decoder.prefill(whole, cache)
-        kept = cache.keys.clone(), cache.values.clone()
+        kept = cache.both.clone()
         # Row 0 knows six of nine tokens, row 1 none, row 2 all but the last.
         part = decoder.cache(3, 9)
         for row, start, end in ((0, 0, 6), (2, 3, 8)):
-            part.keys[:, row, start:end] = kept[0][:, row, start:end]
-            part.values[:, row, start:end] = kept[1][:, row, start:end]
+            part.both[:, row, start:end] = kept[:, row, start:end]
         again = decoder.prefill(ask([9, 4, 6], [6, 0, 5]), part)
         assert torch.allclose(again, last, atol=1e-5)
-        assert torch.allclose(part.keys, kept[0], atol=1e-5)
+        assert torch.allclose(part.both, kept, atol=1e-5)
         # And what is said to be known is believed: other keys give another answer.
-        part.keys[:, 0, :6] += 1.0
-        part.values[:, 0, :6] += 1.0
+        part.both[:, 0, :6] += 1.0
         assert not torch.allclose(decoder.prefill(ask([9, 4, 6], [6, 0, 5]), part)[0], last[0], atol=1e-2)
 
 
-def test_training_steps_are_seen_and_a_moved_model_is_noticed() -> None:
+def test_a_trained_or_moved_model_needs_another_decoder() -> None:
     model = model_of(CONFIGS["qwen2"])
     decoder = decoder_of(model)
     before = run(decoder, ask([5]))[0]
+    assert decoder.serves(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
     optimizer.step()
+    assert not decoder.serves(model)
+    decoder = decoder_of(model)
+    assert decoder.serves(model)
     after = run(decoder, ask([5]))[0]
     assert not torch.allclose(before, after, atol=1e-3)
     assert torch.allclose(after, run(GenericDecoder(model), ask([5]))[0], atol=1e-4)
-    assert decoder.serves(model)
     assert not decoder.serves(model.to(torch.float64))
 
 
