@@ -10,7 +10,7 @@ from torch import Tensor
 from tessera.decoding.index import CatalogueIndex
 
 _NONE = np.empty(0, dtype=np.int64)
-PADDING = np.iinfo(np.int64).max
+PADDING = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ItemFilter:
 
     The cost grows with the lists' lengths, not with the catalogue.
 
-    dead[d], alive[d]: [batch, m] int64 nodes at depth d + 1, sorted, padded; m is 0 where no request has any.
+    dead[d], alive[d]: [batch, m] int32 nodes at depth d + 1, sorted, padded; m is 0 where no request has any.
     restricted: [batch, 1] bool, requests that may enter `alive` nodes alone; the others may enter all but `dead` ones.
     """
 
@@ -51,7 +51,7 @@ class ItemFilter:
         return cls(dead, alive, torch.from_numpy(restricted[:, None]).to(device), bool(restricted.any()))
 
     def refuses(self, depth: int, nodes: Tensor) -> Tensor | None:
-        """[batch, n] bool: nodes [batch, n] at depth + 1 that lead to no item that passes; None if none does so."""
+        """[batch, n] bool: nodes [batch, n] int32 at depth + 1 that lead to no item that passes; None if none does so."""
         refused = _among(self.dead[depth], nodes) if self.dead[depth].shape[1] else None
         if not self.any_restricted:
             return refused
@@ -77,7 +77,7 @@ def _nodes(index: CatalogueIndex, depth: int, pairs: np.ndarray) -> tuple[np.nda
 def _padded(owner: np.ndarray, node: np.ndarray, batch: int) -> Tensor:
     """Nodes as sorted rows, one a request."""
     count = np.bincount(owner, minlength=batch)
-    out = np.full((batch, int(count.max(initial=0))), PADDING, dtype=np.int64)
+    out = np.full((batch, int(count.max(initial=0))), PADDING, dtype=np.int32)
     out[owner, np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)] = node
     return torch.from_numpy(out)
 

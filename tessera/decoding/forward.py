@@ -186,21 +186,23 @@ class _Layer:
 
     def __init__(self, layer: Any, decoder: FusedDecoder, is_last: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
+        self.norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         weight, bias = _fuse([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.qkv = _Linear(weight, bias)
+        weight = self.norms[0].fold(weight)
+        self.qkv = Linear(weight, bias)
         if is_last:  # where the queries of a prompt's last token are enough
             rows = [decoder.heads * decoder.size, 2 * decoder.kv_heads * decoder.size]
             biases = bias.split(rows) if bias is not None else (None, None)
-            self.q, self.kv = (_Linear(w, b) for w, b in zip(weight.split(rows), biases, strict=True))
-        self.gate_up = _Linear(*_fuse([mlp.gate_proj, mlp.up_proj]))
-        self.out, self.down = (_Linear(part.weight, part.bias) for part in (attention.o_proj, mlp.down_proj))
+            self.q, self.kv = (Linear(w, b) for w, b in zip(weight.split(rows), biases, strict=True))
+        weight, bias = _fuse([mlp.gate_proj, mlp.up_proj])
+        self.gate_up = Linear(self.norms[1].fold(weight), bias)
+        self.out, self.down = (Linear(part.weight, part.bias) for part in (attention.o_proj, mlp.down_proj))
         self.activation = mlp.act_fn
-        self.norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self.head_norms = [_Norm(norm) for norm in norms if norm is not None]
 
     def __call__(self, x: Tensor, attend: _Attention, number: int, only: Tensor | None) -> Tensor:
-        h, heads, kv_heads = self.norms[0](x), attend.heads, attend.kv_heads
+        h, heads, kv_heads = self.norms[0].before(x), attend.heads, attend.kv_heads
         if only is None:
             qkv = self.qkv(h).unflatten(1, (-1, attend.size))
             self._turn(qkv[:, : heads + kv_heads], (heads, kv_heads), attend, None)
@@ -213,7 +215,7 @@ class _Layer:
             x = x[only]
         attend.write(number, both)
         x = self.out(attend(number, q, only), x)
-        gate, up = self.gate_up(self.norms[1](x)).chunk(2, dim=1)
+        gate, up = self.gate_up(self.norms[1].before(x)).chunk(2, dim=1)
         return self.down(self.activation(gate).mul_(up), x)
 
     def _turn(self, qk: Tensor, heads: tuple[int, int], attend: _Attention, only: Tensor | None) -> None:
@@ -225,7 +227,7 @@ class _Layer:
 
 
 class _Norm:
-    """RMSNorm; on a CPU by four cheap operations in place of torch's eight."""
+    """RMSNorm; on a CPU by a few cheap operations in place of torch's eight."""
 
     def __init__(self, norm: Any) -> None:
         self.weight, self.epsilon = norm.weight.detach(), norm.variance_epsilon
@@ -234,14 +236,21 @@ class _Norm:
         self.scale, self.least = self.weight * size**0.5, torch.tensor((size * self.epsilon) ** 0.5)
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self.before(x).mul_(self.scale) if self.cheap else self.before(x)
+
+    def before(self, x: Tensor) -> Tensor:
+        """The norm as far as it is not in weights that went through `fold`."""
         if not self.cheap:
             return F.rms_norm(x, x.shape[-1:], self.weight, self.epsilon)
-        # x / sqrt(mean(x^2) + e) = x sqrt(n) / sqrt(|x|^2 + n e)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.least)
-        return (x * self.scale).div_(length)
+        # g x / sqrt(mean(x^2) + e) = g sqrt(n) x / sqrt(|x|^2 + n e)
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.least)
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """Weights [rows, n] for what comes out of `before`."""
+        return weight * self.scale if self.cheap else weight
 
 
-class _Linear:
+class Linear:
     """A linear layer with frozen weights, on a CPU in the layout of its matrix kernels (oneDNN).
 
     That spares each product the packing of the weights, which with the few rows of a beam takes as long as the product.
@@ -271,7 +280,7 @@ _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_ca
 
 def _state(model: PreTrainedModel) -> tuple[int, int]:
     """Changes with every step of an optimizer, and when the model is moved."""
-    parameters = list(model.get_decoder().parameters())
+    parameters = list(model.parameters())
     return parameters[-1].data_ptr(), sum(one._version for one in parameters)
 
 
@@ -292,11 +301,11 @@ class GenericDecoder:
     """Any causal language model of transformers, through its own forward and cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.decoder, self.config = model.get_decoder(), model.config
+        self.decoder, self.config, self._state = model.get_decoder(), model.config, _state(model)
 
     def serves(self, model: PreTrainedModel) -> bool:
-        """Whether this is the model's decoder."""
-        return model.get_decoder() is self.decoder
+        """As `FusedDecoder.serves`."""
+        return _state(model) == self._state
 
     def cache(self, batch: int, columns: int) -> DynamicCache:  # noqa: ARG002 - it grows by itself
         """An empty cache."""

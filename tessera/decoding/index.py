@@ -2,13 +2,15 @@
 
 The catalogue's SIDs in lexicographic order are the leaves of a trie. Nodes of one depth are numbered in that order, so
 the children of a node are neighbours: two offsets say which, one small integer a child says its code. A node is also a
-range of leaves. Five bytes a node and no row of K bits: a million items of four codes take some 17 MB.
+range of leaves. Five bytes a node and no row of K bits: a million items of four codes take some 17 MB. Only the first
+depths, where most nodes exist and most beams are, have such rows as well.
 """
 
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,6 +19,8 @@ from tessera.errors import BundleError, InputError
 from tessera.files import replacing
 
 FILE = "index.safetensors"
+DENSE = 2**18
+"""Entries up to which a depth also has a table of every node's child under every code: fewer steps in the search."""
 
 
 class CatalogueIndex:
@@ -36,7 +40,11 @@ class CatalogueIndex:
         self.codebook_size = codebook_size
         self.size, self.depth = codes.shape
         fan_out = [int((one[1:] - one[:-1]).max()) for one in first]
-        self._slots = [torch.arange(width, device=codes.device) for width in fan_out]
+        self._slots = [torch.arange(width, device=codes.device, dtype=torch.int32) for width in fan_out]
+        self._spans = [one.unfold(0, 2, 1) for one in first]  # a view: a node's first child and the next node's
+        self._codes = torch.arange(codebook_size, device=codes.device)
+        shallow = [depth for depth in range(self.depth) if self.nodes(depth) * codebook_size <= DENSE]
+        self._dense = [self._table(depth) for depth in shallow]
 
     @classmethod
     def build(cls, codes: np.ndarray, codebook_size: int) -> "CatalogueIndex":
@@ -109,37 +117,59 @@ class CatalogueIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(one.nbytes for one in (self.codes, self.leaf, self.item, *self.code, *self.first))
+        dense = [one for pair in self._dense for one in pair]
+        return sum(one.nbytes for one in (self.codes, self.leaf, self.item, *self.code, *self.first, *dense))
 
     def nodes(self, depth: int) -> int:
         """Number of distinct prefixes of `depth` codes."""
         return len(self.code[depth - 1]) if depth else 1
 
+    def _table(self, depth: int) -> tuple[Tensor, Tensor]:
+        """Of a depth: [nodes, K] int32 children, 0 where there is none, and bool whether there is none."""
+        first, code = self.first[depth], self.code[depth].long()
+        node = torch.repeat_interleave(torch.arange(self.nodes(depth), device=code.device), first[1:] - first[:-1])
+        child = torch.zeros(self.nodes(depth), self.codebook_size, dtype=torch.int32, device=code.device)
+        child[node, code] = torch.arange(len(code), dtype=torch.int32, device=code.device)
+        missing = torch.ones_like(child, dtype=torch.bool)
+        missing[node, code] = False
+        return child, missing
+
     def children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes that continue prefixes, and the nodes they lead to.
 
         Args:
-            nodes: [...] int64 node numbers at `depth`.
+            nodes: [...] node numbers at `depth`.
 
         Returns:
-            codes, child: [..., W] int64, the codes in rising order and the node each leads to at depth + 1, W the most
-            children of any node of this depth; allowed: [..., W] bool, False where a node has fewer.
+            codes [..., W] int64 and child [..., W] int32, the codes in rising order and the node each leads to at
+            depth + 1, W the most children of any node of this depth; allowed: [..., W] bool, False where a node has
+            fewer.
         """
-        first = self.first[depth]
-        child = first[nodes].unsqueeze(-1) + self._slots[depth]
-        allowed = child < first[nodes + 1].unsqueeze(-1)
+        first, end = F.embedding(nodes, self._spans[depth]).split(1, dim=-1)
+        child = first + self._slots[depth]
+        allowed = child < end
         child.clamp_(max=len(self.code[depth]) - 1)
-        return self.code[depth][child].long(), child, allowed
+        codes = self.code[depth].index_select(0, child.flatten()).view(child.shape)
+        return codes.long(), child, allowed
 
     def constrain(self, depth: int, nodes: Tensor, logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of the continuations that exist; the only work that the constraint adds to a search.
 
+        Few and plain steps, because here it is their number that costs.
+
         Args:
-            nodes: [batch, n] int64 at `depth`; logp: [batch, n, K] of all codes.
+            nodes: [batch, n] at `depth`; logp: [batch, n, K] of all codes, which may be changed.
 
         Returns:
-            logp [batch, n, W], -inf where a node has fewer than W children; codes and child as from `children`.
+            logp [batch, n, W], -inf where there is no such child; codes and child as from `children`. Shallow depths
+            have all codes, W = K.
         """
+        if depth < len(self._dense):
+            child, missing = self._dense[depth]
+            if depth:
+                child, missing = F.embedding(nodes, child), F.embedding(nodes, missing)
+            child = child.expand_as(logp)  # the root's row is everybody's
+            return logp.masked_fill_(missing, -torch.inf), self._codes.expand_as(logp), child
         codes, child, allowed = self.children(depth, nodes)
         return logp.gather(-1, codes).masked_fill_(~allowed, -torch.inf), codes, child
 

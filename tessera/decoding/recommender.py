@@ -83,7 +83,7 @@ class Recommender:
         if len(self._row) != len(self.item_ids):
             raise InputError("the SIDs table names an item twice; write it again from the tokenizer bundle.")
         self.statistics = Statistics()
-        self._decoder = decoder_of(backbone.model)
+        self._decoder, self._head = decoder_of(backbone.model), CodeHead(backbone.model, backbone.sid_tokens)
         self._tokens = backbone.sid_tokens.numpy(force=True)
         self._prefixes = PrefixCache(prefix_cache_mb << 20)
 
@@ -156,7 +156,7 @@ class Recommender:
         started = time.perf_counter()
         model = self.backbone.model
         if not self._decoder.serves(model):
-            self._decoder = decoder_of(model)
+            self._decoder, self._head = decoder_of(model), CodeHead(model, self.backbone.sid_tokens)
         width = max(k, beams)
         recent = [history[-self.max_history :] for history in histories]
         tokens, mask = prompts(recent, self.codes, self._tokens, self.backbone.bos)
@@ -168,8 +168,7 @@ class Recommender:
         cache: Any = self._decoder.cache(len(recent), columns(asked, self.index, width))
         if reuse:
             self._prefixes.restore(entries, known, length, tokens.shape[1], cache)
-        head = CodeHead(model, self.backbone.sid_tokens)
-        found = beam_search(self._decoder, head, self.index, asked, k=k, beams=beams, keep=keep, cache=cache)
+        found = beam_search(self._decoder, self._head, self.index, asked, k=k, beams=beams, keep=keep, cache=cache)
         if reuse:
             self._prefixes.store(recent, length, tokens.shape[1], cache)
         hits = sum(one is not None for one in entries)

@@ -5,15 +5,15 @@ token see the prompt, its own ancestors and itself, so the key-value cache is ne
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tessera.decoding.filters import ItemFilter
-from tessera.decoding.forward import Decoder, Prompts
+from tessera.decoding.forward import Decoder, Linear, Prompts
 from tessera.decoding.index import CatalogueIndex
 
 
@@ -34,17 +34,16 @@ class CodeHead:
 
     def __init__(self, model: PreTrainedModel, sid_tokens: Tensor) -> None:
         head: Any = model.get_output_embeddings()
-        self.weight, self.bias = head.weight, getattr(head, "bias", None)
+        bias = getattr(head, "bias", None)
         self.tokens = sid_tokens.to(head.weight.device)
-        # Tokens in one run are a slice, which needs no copy of the rows at each step.
+        # Tokens in one run are a slice, which needs no copy of the rows.
         runs = bool((sid_tokens[:, 1:] - sid_tokens[:, :-1] == 1).all())
-        self._rows = [slice(int(row[0]), int(row[-1]) + 1) if runs else row for row in self.tokens]
+        rows = [slice(int(row[0]), int(row[-1]) + 1) if runs else row for row in self.tokens]
+        self._levels = [Linear(head.weight[one], bias[one] if bias is not None else None) for one in rows]
 
     def log_probabilities(self, depth: int, hidden: Tensor) -> Tensor:
         """[..., K] log-softmax over the codes of level `depth` alone."""
-        rows = self._rows[depth]
-        logits = F.linear(hidden, self.weight[rows], self.bias[rows] if self.bias is not None else None)
-        return logits.float().log_softmax(-1)
+        return self._levels[depth](hidden).float().log_softmax(-1)
 
 
 @torch.inference_mode()
@@ -74,7 +73,7 @@ def beam_search(
         cache = decoder.cache(batch, columns(prompts, index, width))
     device = prompts.tokens.device
     hidden = decoder.prefill(prompts, cache).unsqueeze(1)
-    nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    nodes = torch.zeros(batch, 1, dtype=torch.int32, device=device)
     scores = torch.zeros(batch, 1, device=device)
     visible = prompts.real[:, None, :]
     for depth in range(index.depth):
@@ -108,9 +107,13 @@ def _best(candidates: Tensor, count: int) -> Tensor:
     """
     if candidates.shape[1] > 2**20:
         return candidates.sort(dim=1, descending=True, stable=True).indices[:, :count]
-    places = torch.arange(candidates.shape[1], dtype=torch.float64, device=candidates.device)
-    keys = candidates * (1 + places * 2.0**-45)
+    keys = candidates * _growth(candidates.shape[1], candidates.device)
     return keys.topk(min(count, candidates.shape[1]), dim=1).indices
+
+
+@lru_cache(maxsize=64)
+def _growth(places: int, device: torch.device) -> Tensor:
+    return 1 + torch.arange(places, dtype=torch.float64, device=device) * 2.0**-45
 
 
 def _descend(visible: Tensor, parents: Tensor) -> Tensor:

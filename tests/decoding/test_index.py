@@ -37,6 +37,17 @@ def test_constrained_log_probabilities_of_a_hand_made_catalogue() -> None:
     index = CatalogueIndex.build(CODES, 8)
     logp = torch.arange(16.0).view(1, 2, 8)
     found, codes, child = index.constrain(1, torch.tensor([[0, 1]]), logp)
+    gone = -torch.inf
+    assert found.tolist() == [[[gone, 1.0, gone, 3.0, gone, gone, gone, gone], [8.0, *[gone] * 7]]]
+    assert codes[0, 0].tolist() == list(range(8))
+    assert child[0, 0, [1, 3]].tolist() == [0, 1]
+    assert child[0, 1, 0] == 2
+
+
+def test_deep_nodes_list_their_children_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tessera.decoding.index.DENSE", 0)
+    index = CatalogueIndex.build(CODES, 8)
+    found, codes, child = index.constrain(1, torch.tensor([[0, 1]]), torch.arange(16.0).view(1, 2, 8))
     assert found.tolist() == [[[1.0, 3.0], [8.0, -torch.inf]]]
     assert codes[0, 0].tolist() == [1, 3]
     assert child[0, :, 0].tolist() == [0, 2]
