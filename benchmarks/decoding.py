@@ -122,14 +122,14 @@ class VectorisedTrie(LogitsProcessor):
         nodes = torch.zeros(len(input_ids), dtype=torch.int64)
         depth = input_ids.shape[1] - self.start
         for level in range(depth):
-            codes, child, allowed = self.index.children(level, nodes)
+            codes, child, missing = self.index.children(level, nodes)
             code = input_ids[:, self.start + level, None] - self.sid_tokens[level, 0]
-            nodes = child.gather(1, ((codes == code) & allowed).int().argmax(1, keepdim=True)).squeeze(1)
-        codes, _, allowed = self.index.children(depth, nodes)
+            nodes = child.gather(1, ((codes == code) & ~missing).int().argmax(1, keepdim=True)).squeeze(1)
+        codes, _, missing = self.index.children(depth, nodes)
         tokens = self.sid_tokens[depth][codes]
         masked = torch.full_like(scores, -torch.inf)
-        # Slots beyond a node's last child repeat a code that may be allowed: write them first, to nothing.
-        kept = scores.gather(1, tokens).masked_fill(~allowed, -torch.inf)
+        # Slots beyond a node's last child repeat a code that may be there: write them first, to nothing.
+        kept = scores.gather(1, tokens).masked_fill(missing, -torch.inf)
         return masked.scatter_reduce_(1, tokens, kept, "amax")
 
 

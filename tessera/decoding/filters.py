@@ -51,7 +51,7 @@ class ItemFilter:
         return cls(dead, alive, torch.from_numpy(restricted[:, None]).to(device), bool(restricted.any()))
 
     def refuses(self, depth: int, nodes: Tensor) -> Tensor | None:
-        """[batch, n] bool: nodes [batch, n] int32 at depth + 1 that lead to no item that passes; None if none does so."""
+        """[batch, n] bool: nodes [batch, n] int32 at depth + 1 that lead to no item that passes; None if all do."""
         refused = _among(self.dead[depth], nodes) if self.dead[depth].shape[1] else None
         if not self.any_restricted:
             return refused

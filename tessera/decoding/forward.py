@@ -39,7 +39,7 @@ class Prompts:
 
 @dataclass
 class KeyValues:
-    """Keys and, behind them, values [layers, batch, columns, 2 * kv heads, head size]; the first `used` columns count."""
+    """Keys and, behind them, values [layers, batch, columns, 2 * kv heads, head size]; `used` columns count."""
 
     both: Tensor
     used: int = 0
@@ -151,7 +151,7 @@ class _Attention:
         self.places: Tensor | None = None
 
     def pack(self, places: Tensor, slots: Tensor) -> None:
-        """The tokens are not all queries: their [n] places among them, and slots (row * columns + column) of the cache."""
+        """Not all queries are tokens: [n] places of these among them, and slots (row * columns + column) in the cache."""
         self.places, self.slots = places, slots
         self.new = self.cache.both.flatten(1, 2).unbind()
 

@@ -43,7 +43,7 @@ class CatalogueIndex:
         self._slots = [torch.arange(width, device=codes.device, dtype=torch.int32) for width in fan_out]
         self._spans = [one.unfold(0, 2, 1) for one in first]  # a view: a node's first child and the next node's
         self._codes = torch.arange(codebook_size, device=codes.device)
-        shallow = [depth for depth in range(self.depth) if self.nodes(depth) * codebook_size <= DENSE]
+        shallow = [depth for depth in range(self.depth) if depth == 0 or self.nodes(depth) * codebook_size <= DENSE]
         self._dense = [self._table(depth) for depth in shallow]
 
     @classmethod
@@ -142,15 +142,15 @@ class CatalogueIndex:
 
         Returns:
             codes [..., W] int64 and child [..., W] int32, the codes in rising order and the node each leads to at
-            depth + 1, W the most children of any node of this depth; allowed: [..., W] bool, False where a node has
+            depth + 1, W the most children of any node of this depth; missing: [..., W] bool, True where a node has
             fewer.
         """
         first, end = F.embedding(nodes, self._spans[depth]).split(1, dim=-1)
         child = first + self._slots[depth]
-        allowed = child < end
+        missing = child >= end
         child.clamp_(max=len(self.code[depth]) - 1)
         codes = self.code[depth].index_select(0, child.flatten()).view(child.shape)
-        return codes.long(), child, allowed
+        return codes.long(), child, missing
 
     def constrain(self, depth: int, nodes: Tensor, logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of the continuations that exist; the only work that the constraint adds to a search.
@@ -164,14 +164,16 @@ class CatalogueIndex:
             logp [batch, n, W], -inf where there is no such child; codes and child as from `children`. Shallow depths
             have all codes, W = K.
         """
+        if depth == 0:  # one row, everybody's
+            child, missing = self._dense[0]
+            if self.nodes(1) < self.codebook_size:
+                logp.masked_fill_(missing, -torch.inf)
+            return logp, self._codes.expand_as(logp), child.expand_as(logp)
         if depth < len(self._dense):
-            child, missing = self._dense[depth]
-            if depth:
-                child, missing = F.embedding(nodes, child), F.embedding(nodes, missing)
-            child = child.expand_as(logp)  # the root's row is everybody's
+            child, missing = (F.embedding(nodes, table) for table in self._dense[depth])
             return logp.masked_fill_(missing, -torch.inf), self._codes.expand_as(logp), child
-        codes, child, allowed = self.children(depth, nodes)
-        return logp.gather(-1, codes).masked_fill_(~allowed, -torch.inf), codes, child
+        codes, child, missing = self.children(depth, nodes)
+        return logp.gather(-1, codes).masked_fill_(missing, -torch.inf), codes, child
 
     def ancestors(self, depth: int, leaves: np.ndarray) -> np.ndarray:
         """The node at `depth` above each leaf."""

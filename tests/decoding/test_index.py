@@ -16,7 +16,8 @@ CODES = np.array([[0, 3, 0], [0, 1, 5], [2, 0, 7], [0, 1, 2]])
 
 
 def codes_of(index: CatalogueIndex, depth: int, node: int) -> dict[int, int]:
-    codes, child, allowed = index.children(depth, torch.tensor([node]))
+    codes, child, missing = index.children(depth, torch.tensor([node]))
+    allowed = ~missing
     assert codes[0][allowed[0]].tolist() == sorted(codes[0][allowed[0]].tolist())
     return dict(zip(codes[0][allowed[0]].tolist(), child[0][allowed[0]].tolist(), strict=True))
 
