@@ -75,11 +75,23 @@ def item(where: Where, item_id: str) -> Item:
         InputError: the id is not in the published catalogue.
         ServiceError: nothing was published, or the store does not answer.
     """
-    row = _ask(where, "item_lookup", "item_id", item_id)
-    if row["item_enrichment__title"] is None:
+    (found,) = items(where, [item_id])
+    if found is None:
         raise InputError(f"item '{item_id}' is not in the published catalogue; check the id or publish a run with it.")
+    return found
+
+
+def items(where: Where, item_ids: list[str]) -> list[Item | None]:
+    """Many items in one question, None for one that is not published. Raises ServiceError as `item`."""
+    columns = _ask_many(where, "item_lookup", "item_id", item_ids)
+    return [_item({name: values[place] for name, values in columns.items()}) for place in range(len(item_ids))]
+
+
+def _item(row: dict[str, Any]) -> Item | None:
+    if row["item_enrichment__title"] is None:
+        return None
     return Item(
-        item_id=item_id,
+        item_id=row["item_id"],
         title=row["item_enrichment__title"],
         brand=row["item_enrichment__brand"],
         categories=row["item_enrichment__categories"] or [],

@@ -47,8 +47,12 @@ def feast_folder(home: Path) -> Path:
 
 
 def settings_file() -> Path:
-    """Feast's settings: the file named by TESSERA_FEATURE_STORE, else the embedded stores of `feature_store.yaml`."""
-    return Path(os.environ.get("TESSERA_FEATURE_STORE") or HERE / "feature_store.yaml")
+    """Feast's settings: the file named by TESSERA_FEATURE_STORE, else this folder's.
+
+    TESSERA_REDIS, a connection string, puts the online store into Redis; without it the stores are embedded.
+    """
+    own = "feature_store_redis.yaml" if os.environ.get("TESSERA_REDIS") else "feature_store.yaml"
+    return Path(os.environ.get("TESSERA_FEATURE_STORE") or HERE / own)
 
 
 def settings_text(home: Path) -> str:
