@@ -37,6 +37,8 @@ from tessera_client import AsyncRecommender
 LOAD, FLOOD = 0.8, 5.0
 """Share of the capacity that is sent."""
 DEADLINE_S = 1.0
+SETTLE_S = 5.0
+"""A release that was replaced ends within so many seconds."""
 TIE = 1e-3
 """Scores nearer than this may swap places: they depend in the last digits on who shares the batch."""
 BUSY, LATE = "Exceeds maximum queue size", "Request timeout expired"
@@ -82,6 +84,7 @@ async def swaps(service: Service, capacity: float, count: int) -> dict[str, Any]
     swapping = asyncio.ensure_future(asyncio.to_thread(swap))
     async with service.raw("grpc") as send:
         run = await open_loop(send, LOAD * capacity, service.seed, swapping, keep=True)
+    await asyncio.sleep(SETTLE_S)
     mixed = sum(not _agrees(one, expected) for one in run.answered)
     return _said("swaps", run.summary() | {
         "swaps": count, "policies_and_indices": len(expected), "swap_p50_s": round(statistics.median(took), 2),

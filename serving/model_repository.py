@@ -28,7 +28,11 @@ KEEP = 3
 _SIDS = "sids.parquet"  # in the policy bundle
 _MODEL_PY = '''"""Written by Tessera with each release; the code is in serving/triton_model.py."""
 
-from serving.triton_model import TritonPythonModel
+from importlib import import_module
+
+from serving.background import in_background
+
+TritonPythonModel = in_background(lambda: import_module("serving.triton_model")).TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

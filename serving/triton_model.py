@@ -17,9 +17,10 @@ import torch
 import triton_python_backend_utils as triton  # part of Triton's Python backend, not installable
 
 from serving.answering import Answerer, Arrays, Refusal
+from serving.background import in_background
 from serving.metrics import Counters
 from serving.model_config import INPUTS
-from serving.model_repository import check_index, read_release
+from serving.model_repository import Release, check_index, read_release
 from serving.queueing import BATCH, INTERACTIVE, PROBE, Dispatcher
 from serving.user_history import FEATURE_SERVER, UserHistories
 from tessera.decoding.recommender import Recommender
@@ -39,12 +40,7 @@ class TritonPythonModel:
         if threads := int(parameters["threads"]) or _default_threads():
             torch.set_num_threads(threads)
         release = read_release(Path(args["model_repository"]) / args["model_version"])
-        check_index(release)
-        recommender = Recommender.load(release.policy, release.sids, int(parameters["prefix_cache_mb"]))
-        # The first decodes pay for allocations and thread pools; readiness waits for them.
-        some, k = recommender.item_ids[:8], min(10, len(recommender.item_ids))
-        for batch in (1, len(some)):
-            recommender.recommend([[item] for item in some[:batch]], k, exclude_history=False)
+        recommender = in_background(lambda: _load(release, int(parameters["prefix_cache_mb"])))
         feature_server = os.environ.get(FEATURE_SERVER, parameters["feature_server"])
         answerer = Answerer(recommender, UserHistories(feature_server), release.index_version)
         self._dispatcher = Dispatcher(answerer, int(parameters["max_batch"]), int(parameters["max_queue"]))
@@ -65,6 +61,16 @@ class TritonPythonModel:
         self._dispatcher.close()
         if self._counters is not None:
             self._counters.close()
+
+
+def _load(release: Release, prefix_cache_mb: int) -> Recommender:
+    """The release's policy, warmed up: the first decodes pay for allocations, and readiness waits for them."""
+    check_index(release)
+    recommender = Recommender.load(release.policy, release.sids, prefix_cache_mb)
+    some, k = recommender.item_ids[:8], min(10, len(recommender.item_ids))
+    for batch in (1, len(some)):
+        recommender.recommend([[item] for item in some[:batch]], k, exclude_history=False)
+    return recommender
 
 
 def _parameters(model_config: str) -> dict[str, str]:

@@ -1,0 +1,41 @@
+"""Loading a release beside the one that serves: it must not take the processor from requests."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+NICE = 10
+"""A tenth of what an ordinary thread gets of a full processor: little, but a flood cannot keep a release waiting."""
+
+
+def in_background(call: Callable[[], T]) -> T:
+    """Make a call on a thread of its own, of low priority where another model process serves; its result.
+
+    Linux gives each thread a priority of its own, which what it starts inherits and which an ordinary user cannot
+    raise again: so the thread ends with the call, and those that will serve come from elsewhere.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_stepping_back, call).result()
+
+
+def _stepping_back(call: Callable[[], T]) -> T:
+    if _another_serves():
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    return call()
+
+
+def _another_serves() -> bool:
+    """Whether the server that started this process has another like it: that of the release before."""
+    own, parent = Path("/proc/self/comm").read_text().strip(), os.getppid()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = status.read_text().partition("(")[2].rpartition(") ")
+        except OSError:  # ended meanwhile
+            continue
+        if name == own and int(rest.split()[1]) == parent and status.parent.name != str(os.getpid()):
+            return True
+    return False
