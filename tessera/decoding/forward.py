@@ -151,7 +151,7 @@ class _Attention:
         self.places: Tensor | None = None
 
     def pack(self, places: Tensor, slots: Tensor) -> None:
-        """Not all queries are tokens: [n] places of these among them, and slots (row * columns + column) in the cache."""
+        """Not all queries are tokens: [n] places of these among them, and slots (row * columns + column)."""
         self.places, self.slots = places, slots
         self.new = self.cache.both.flatten(1, 2).unbind()
 
