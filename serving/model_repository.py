@@ -74,7 +74,7 @@ def export(
     threads: int = 0,
     max_batch: int = 64,
     max_queue: int = 256,
-    prefix_cache_mb: int = 0,
+    prefix_cache_mb: int = 64,
 ) -> Path:
     """Add a policy bundle to the repository as a release and return the release's folder.
 
@@ -87,7 +87,7 @@ def export(
         threads: torch threads of the served model; 0 means OMP_NUM_THREADS, else up to four cores.
         max_batch: most requests decoded together, and rows of one request.
         max_queue: most requests of a priority that wait; one more is refused as busy.
-        prefix_cache_mb: memory for prompts of returning users.
+        prefix_cache_mb: memory for prompts of returning users; 0: none is kept.
 
     Raises:
         BundleError: the folder is no whole policy bundle, or the SIDs are of another tokenizer or no SIDs table.
