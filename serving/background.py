@@ -4,8 +4,9 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
+
+from serving.processes import siblings
 
 T = TypeVar("T")
 NICE = 10
@@ -23,19 +24,6 @@ def in_background(call: Callable[[], T]) -> T:
 
 
 def _stepping_back(call: Callable[[], T]) -> T:
-    if _another_serves():
+    if siblings():  # the model process of the release before
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     return call()
-
-
-def _another_serves() -> bool:
-    """Whether the server that started this process has another like it: that of the release before."""
-    own, parent = Path("/proc/self/comm").read_text().strip(), os.getppid()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = status.read_text().partition("(")[2].rpartition(") ")
-        except OSError:  # ended meanwhile
-            continue
-        if name == own and int(rest.split()[1]) == parent and status.parent.name != str(os.getpid()):
-            return True
-    return False

@@ -17,12 +17,15 @@ from serving import triton_env
 from serving.model_config import MODEL
 from serving.model_repository import newest
 from serving.probe import PROBE_S, ask, load
+from serving.processes import children
 from serving.user_history import FEATURE_SERVER
 from tessera.errors import InputError, ServiceError
 from tessera.files import read_json, write_json
 
 STATE = "server.json"
 STARTUP_S, STOP_S = 180.0, 5
+MODEL_PROCESS = "triton_python_b"
+"""What the system calls the stub that runs a release."""
 STACK_KB = 1 << 20
 """Stack of the server's threads: it reads JSON by recursion, so that deep nesting would end it with the usual 8 MB."""
 
@@ -122,6 +125,9 @@ class TritonServer:
         """
         if (status := self.poll()) is not None:
             raise ServiceError(f"the Triton server ended with status {status}; its log is {self.log}.")
+        # Killed under load, it leaves Triton waiting for it: a question would only time out.
+        if not any(one.name.startswith(MODEL_PROCESS) for one in children(self.pid or 0)):
+            raise ServiceError(f"the policy's process is gone; Triton's log is {self.log}.")
         ask(self.http_url, PROBE_S)
 
     def restart(self) -> None:
