@@ -66,6 +66,7 @@ class Dispatcher:
         self._answerer, self._max_batch, self._max_queue = answerer, max_batch, max_queue
         self._heap: list[Waiting] = []
         self._sizes = dict.fromkeys((PROBE, INTERACTIVE, BATCH), 0)
+        self._batch_s = 0.0  # what the largest of the last batches took
         self._numbers = itertools.count()
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="tessera-decode", daemon=True)
@@ -79,7 +80,7 @@ class Dispatcher:
             reply: called once, here or on the decoding thread.
             timeout_s: seconds that it may wait; 0 for LONGEST_WAIT_S.
         """
-        if self._sizes[priority] >= self._max_queue:
+        if self._sizes[priority] >= self._max_queue or self._would_be_late(priority, timeout_s):
             self.statistics.busy += 1
             return reply(BUSY)
         queries = self._answerer.parse(inputs())
@@ -102,6 +103,14 @@ class Dispatcher:
             self._changed.notify()
         self._thread.join()
 
+    def _would_be_late(self, priority: int, timeout_s: float) -> bool:
+        """Whether the batch that is decoded and the full ones that go first take longer than a request may wait.
+
+        Better now than after it has waited: its caller can turn elsewhere, and others get the place.
+        """
+        ahead = sum(size for other, size in self._sizes.items() if other <= priority) // self._max_batch
+        return ahead > 0 and (1 + ahead) * self._batch_s > (timeout_s or LONGEST_WAIT_S)
+
     def _run(self) -> None:
         gather_s, size = 0.0, 0
         while batch := self._take(gather_s, size):
@@ -109,8 +118,9 @@ class Dispatcher:
             self.statistics.waited_s += sum(started - one.since for one in batch)
             for one, answer in zip(batch, self._answers(batch), strict=True):
                 _reply(one, answer)
-            size = len(batch)
-            gather_s = min(GATHER * (time.monotonic() - started), GATHER_MOST_S) if size > 1 else 0.0
+            size, took = len(batch), time.monotonic() - started
+            self._batch_s = max(took, self._batch_s / 2)
+            gather_s = min(GATHER * took, GATHER_MOST_S) if size > 1 else 0.0
 
     def _take(self, gather_s: float, size: int) -> list[Waiting]:
         """The next batch, after waiting for one, and for `size` requests at most `gather_s`; [] at the end."""

@@ -95,6 +95,28 @@ def test_a_full_queue_refuses_at_once_each_priority_by_itself() -> None:
         wait_for(lambda: client.replies.get("again") == "for again")
 
 
+def test_who_would_be_late_behind_full_batches_is_refused_at_once() -> None:
+    with serving(max_batch=2, max_queue=100) as client:
+        client.occupy()
+        time.sleep(0.2)  # what a batch takes, as far as the queue knows
+        client.answerer.let.release()
+        wait_for(lambda: "first" in client.replies)
+        client.occupy()
+        client.send("i1", INTERACTIVE, 0.3)
+        client.send("i2", INTERACTIVE, 0.3)  # with the first, the next batch
+        client.send("hasty", INTERACTIVE, 0.3)
+        client.send("patient", INTERACTIVE, 30.0)
+        client.send("p", PROBE, 0.3)  # goes before them
+        client.send("b", BATCH, 0.3)
+        assert {name for name, reply in client.replies.items() if reply == BUSY} == {"hasty", "b"}
+        client.answerer.let.release(9)
+        wait_for(lambda: len(client.replies) == 7)
+        assert {client.replies[name] for name in ("i1", "i2", "patient", "p")} == {
+            f"for {name}" for name in ("i1", "i2", "patient", "p")
+        }
+        assert (client.dispatcher.statistics.busy, client.dispatcher.statistics.late) == (2, 0)
+
+
 def test_who_waited_too_long_is_refused_and_costs_no_decode() -> None:
     with serving() as client:
         client.occupy()
