@@ -86,8 +86,9 @@ class EnrichmentSettings:
 class TokenizerSettings:
     """From embeddings to semantic IDs."""
 
-    method: Literal["rqvae", "rqkmeans"] = "rqvae"
-    """Residual quantizer: learned end to end (RQ-VAE) or level-wise k-means (RQ-KMeans)."""
+    method: Literal["rqvae", "rqkmeans", "rqkmeans_balanced"] = "rqvae"
+    """Quantizer: learned end to end (`rqvae`), level-wise k-means (`rqkmeans`), or the same with bounded clusters
+    (`rqkmeans_balanced`)."""
     use_images: bool = True
     """Fuse image embeddings; off gives SIDs from text alone."""
     levels: int = 3

@@ -16,6 +16,7 @@ from tessera import bundle
 from tessera.config import TokenizerSettings
 from tessera.errors import BundleError, InputError
 from tessera.schema import conform
+from tessera.tokenizer.balanced import BalancedRQKMeans
 from tessera.tokenizer.collisions import resolve
 from tessera.tokenizer.inputs import Inputs, read_inputs
 from tessera.tokenizer.kmeans import lookup, quantize
@@ -30,8 +31,9 @@ _ROWS = 4096  # items encoded at a time
 def build(settings: TokenizerSettings, text_dim: int, image_dim: int) -> RQVAE | RQKMeans:
     """An untrained quantizer; image_dim 0 is text only."""
     s = settings
-    if s.method == "rqkmeans":
-        return RQKMeans(text_dim, image_dim, s.latent_dim, s.levels, s.codebook_size)
+    clustered: dict[str, type[RQKMeans]] = {"rqkmeans": RQKMeans, "rqkmeans_balanced": BalancedRQKMeans}
+    if s.method in clustered:
+        return clustered[s.method](text_dim, image_dim, s.latent_dim, s.levels, s.codebook_size)
     return RQVAE(
         text_dim, image_dim, s.image_dim, s.fused_dim, s.hidden_dim, s.latent_dim, s.levels, s.codebook_size
     )
@@ -133,10 +135,19 @@ class Tokenizer:
         quantized = lookup(torch.from_numpy(chosen).to(self.model.codebooks.device), self.model.codebooks)
         return self.model.reconstruct(quantized).cpu().numpy()
 
-    def assign(self, inputs: Inputs, taken: Codes | None = None) -> tuple[Codes, NDArray[np.bool_]]:
-        """SIDs [N, L] of items, all different and none of `taken` [M, L], and which moved (`collisions.resolve`)."""
+    def place(self, inputs: Inputs) -> Codes:
+        """Codes [N, L] of a whole catalogue before collisions are resolved; like `encode` but for bounded clusters."""
         _, latents = self.represent(inputs.text, inputs.image, inputs.has_image)
-        codes = quantize(latents, self.model.codebooks)[0].cpu().numpy()
+        return self.model.place(latents).cpu().numpy()
+
+    def assign(self, inputs: Inputs, taken: Codes | None = None) -> tuple[Codes, NDArray[np.bool_]]:
+        """SIDs [N, L] of items, all different and none of `taken` [M, L], and which moved (`collisions.resolve`).
+
+        Without `taken` the items are a whole catalogue.
+        """
+        _, latents = self.represent(inputs.text, inputs.image, inputs.has_image)
+        chosen = self.model.place(latents) if taken is None else quantize(latents, self.model.codebooks)[0]
+        codes = chosen.cpu().numpy()
         return resolve(inputs.item_ids, codes, latents.cpu().numpy(), self.model.codebooks.cpu().numpy(), taken)
 
     def append(self, embeddings: pa.Table, published: pa.Table) -> pa.Table:

@@ -16,7 +16,6 @@ from tessera.schema import read_table, write_table
 from tessera.tokenizer import report
 from tessera.tokenizer.bundle import Codes, Tokenizer, build, sid_table
 from tessera.tokenizer.inputs import Inputs, read_inputs
-from tessera.tokenizer.kmeans import quantize
 from tessera.tokenizer.rqkmeans import RQKMeans
 from tessera.tokenizer.training import CHECKPOINT, Training
 
@@ -119,8 +118,8 @@ def _fit(
 def _metrics(
     tokenizer: Tokenizer, inputs: Inputs, published: Codes, moved: np.ndarray, curve: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    x, latents = tokenizer.represent(inputs.text, inputs.image, inputs.has_image)
-    codes = quantize(latents, tokenizer.model.codebooks)[0].numpy()
+    x, _ = tokenizer.represent(inputs.text, inputs.image, inputs.has_image)
+    codes = tokenizer.place(inputs)
     target, rebuilt, width = x.numpy(), tokenizer.decode(codes), tokenizer.text_dim
     # The image part of an item without an image is nothing to rebuild.
     rebuilt[:, width:] *= inputs.has_image[:, None]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.tokenizer.fusion import Balance
-from tessera.tokenizer.kmeans import residual_kmeans
+from tessera.tokenizer.kmeans import quantize, residual_kmeans
 
 
 class RQKMeans(nn.Module):
@@ -33,9 +33,17 @@ class RQKMeans(nn.Module):
         # An eigenvector's sign is arbitrary: make its largest component positive.
         signs = basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
         self.basis.copy_(basis * signs)
-        levels, size, _ = self.codebooks.shape
-        self.codebooks.copy_(residual_kmeans(x @ self.basis, levels, size, generator))
+        self.codebooks.copy_(self.learn(x @ self.basis, generator))
         return self
+
+    def learn(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Codebooks [L, K, D] for latents z [N, D]."""
+        levels, size, _ = self.codebooks.shape
+        return residual_kmeans(z, levels, size, generator)
+
+    def place(self, z: Tensor) -> Tensor:
+        """Codes [N, L] of a whole catalogue's latents z [N, D]: the nearest at every level."""
+        return quantize(z, self.codebooks)[0]
 
     def latents(self, x: Tensor, has_image: Tensor) -> Tensor:  # noqa: ARG002 - same shape as RQVAE.latents
         """x [N, Dt + Di] -> [N, D]."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.tokenizer.fusion import Balance, Fusion
-from tessera.tokenizer.kmeans import lookup, residual_kmeans, squared_distances
+from tessera.tokenizer.kmeans import lookup, quantize, residual_kmeans, squared_distances
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class RQVAE(nn.Module):
         error = (x - rebuilt).square()
         text = error[:, : self.balance.text_dim].sum(1)
         return (text + error[:, self.balance.text_dim :].sum(1) * has_image).mean()
+
+    def place(self, z: Tensor) -> Tensor:
+        """Codes [N, L] of a whole catalogue's latents z [N, D]: the nearest at every level."""
+        return quantize(z, self.codebooks)[0]
 
     @torch.no_grad()
     def initialise(self, x: Tensor, has_image: Tensor, generator: torch.Generator) -> None:

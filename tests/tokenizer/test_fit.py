@@ -17,7 +17,7 @@ from tessera.tokenizer import fit
 from tessera.tokenizer.inputs import read_inputs
 from tessera.tokenizer.training import Training
 
-METHODS = pytest.mark.parametrize("method", ["rqvae", "rqkmeans"])
+METHODS = pytest.mark.parametrize("method", ["rqvae", "rqkmeans", "rqkmeans_balanced"])
 
 
 @METHODS
