@@ -156,10 +156,9 @@ async def flood(service: Service, capacity: float, seconds: float) -> dict[str, 
     })  # fmt: skip
 
 
-async def kill(service: Service, capacity: float) -> dict[str, Any]:
+async def kill(service: Service, rate: float) -> dict[str, Any]:
     """kill -9 of the model's process, then of the server, watched as by `tessera serve`; clients have cached lists."""
     kills: dict[str, float] = {}
-    rate = LOAD * capacity
 
     def kill_both(watchdog: Watchdog) -> None:
         for number, name in enumerate(("model", "server")):
@@ -179,7 +178,8 @@ async def kill(service: Service, capacity: float) -> dict[str, Any]:
                 run = await open_loop(send, rate, service.seed, during, keep=True)
     sources = [one.answer.source for one in run.answered]
     return _said("kill", run.summary() | {
-        "deadline_s": DEADLINE_S, "from_policy": sources.count("policy"), "from_cache": sources.count("cache"),
+        "deadline_s": DEADLINE_S, "sent_per_s": round(rate, 1),
+        "from_policy": sources.count("policy"), "from_cache": sources.count("cache"),
         "slowest_s": round(max(one.seconds for one in run.samples), 3),
         "served_again_after_s": _outages(run, list(kills.values())),
     })  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from serving.model_config import MODEL
-from tessera_client import AsyncRecommender
+from tessera_client import AsyncRecommender, TesseraClientError
 
 GIVE_UP_S = 30.0
 """A request without an answer for so long is an error."""
@@ -116,9 +116,11 @@ async def _timed(ask: Ask, number: int, due: float, start: float, keep: bool) ->
     answer, reason = None, ""
     try:
         answer = await ask(number)
+    except TesseraClientError as error:  # its text has times and places in it
+        reason = type(error).__name__
     except Exception as error:  # whatever it is, it is a request that failed
-        reason = error.details() or "" if isinstance(error, grpc.aio.AioRpcError) else str(error)
-        reason = reason or type(error).__name__
+        said = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        reason = said or type(error).__name__
     return Sample(number, due, time.perf_counter() - start - due, reason, answer if keep else None)
 
 

@@ -73,7 +73,8 @@ def mget(redis: str, sids: pa.Table) -> Read:
             values[_ITEM.findall(key)[0]] = b"".join(stored.values())
     assert len(values) == sids.num_rows
     client.mset(values)
-    return client.mget
+    read: Read = client.mget
+    return read
 
 
 def measure(reads: dict[str, Read], ids: list[str], repeats: int, seed: int) -> list[dict[str, Any]]:

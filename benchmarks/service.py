@@ -96,7 +96,8 @@ def _measure(policy: Path, histories: list[list[str]], k: int, threads: int, pip
         recommender.recommend([history], k)
     pipe.send("loaded")
     while True:
-        end, times = time.perf_counter() + pipe.recv(), []
+        end = time.perf_counter() + pipe.recv()
+        times: list[float] = []
         while (started := time.perf_counter()) < end:
             recommender.recommend([histories[len(times) % len(histories)]], k)
             times.append(time.perf_counter() - started)

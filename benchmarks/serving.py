@@ -65,6 +65,8 @@ class Options:
     """Releases under load."""
     flood_seconds: float = 20.0
     """Length of the flood."""
+    kill_load: float = 0.8
+    """Share of capacity that is sent during the kills. All of it goes to the feature server while Triton is away."""
     seed: int = 0
     """Seed of weights, catalogue, histories and arrivals."""
 
@@ -133,7 +135,7 @@ async def measure(service: Service, options: Options) -> dict[str, Any]:
     if options.all or options.flood:
         found["flood"] = await faults.flood(service, capacity, options.flood_seconds)
     if options.all or options.kill:
-        found["kill"] = await faults.kill(service, capacity)
+        found["kill"] = await faults.kill(service, options.kill_load * capacity)
     return found
 
 
