@@ -153,9 +153,7 @@ class Comparison:
     def engine(self) -> Answer:
         """This engine."""
         case = self.case
-        found = beam_search(
-            self.decoder, self.head, self.index, self.prompts, k=case.beams, beams=case.beams
-        )
+        found = beam_search(self.decoder, self.head, self.index, self.prompts, k=case.beams, beams=case.beams)
         return [[tuple(self.codes[row].tolist()) for row in rows] for rows in found.rows.tolist()]
 
     @torch.inference_mode()
@@ -241,6 +239,20 @@ def compare(case: Case, repeats: int, seed: int) -> dict[str, Any]:
     }
 
 
+def growth(case: Case, repeats: int, seed: int) -> dict[str, Any]:
+    """The engine on the sweep's smallest and largest catalogue in turns, since the machine's pace may change."""
+    sizes = min(SWEEP["items"]), max(SWEEP["items"])
+    sides = [Comparison(dataclasses.replace(case, items=items), seed) for items in sizes]
+    times: list[list[float]] = [[], []]
+    for _ in range(20 * repeats):
+        for side, taken in zip(sides, times, strict=True):
+            started = time.perf_counter()
+            side.engine()
+            taken.append((time.perf_counter() - started) * 1e3)
+    few, many = (statistics.median(taken[repeats:]) for taken in times)
+    return {"items": sizes, "engine_ms": [round(few, 2), round(many, 2)], "ratio": round(many / few, 3)}
+
+
 COLUMNS = ("items", "beams", "history", "batch", "levels", "generate_ms", "vectorised_ms", "engine_ms", "floor_ms",
            "ratio_vs_generate", "ratio_vs_vectorised", "times_floor", "constraint_share", "index_build_s", "index_mb",
            "same_topk")  # fmt: skip
@@ -264,7 +276,11 @@ def main(case: Case = Case(), sweep: bool = False, repeats: int = 9, seed: int =
     for one in cases:
         rows.append(compare(one, repeats, seed))
         print("  ".join(f"{rows[-1].get(name, '-')!s:>{max(7, len(name))}}" for name in COLUMNS), flush=True)
-    print(json.dumps({"threads": torch.get_num_threads(), **rows[0], "batch_16": rows[1], "sweep": rows[2:]}))
+    more: dict[str, Any] = {"sweep": rows[2:]}
+    if sweep:
+        grown = more["growth"] = growth(case, repeats, seed)
+        print("engine on {} and {} items in turns: {} and {} ms".format(*grown["items"], *grown["engine_ms"]))
+    print(json.dumps({"threads": torch.get_num_threads(), **rows[0], "batch_16": rows[1], **more}))
 
 
 if __name__ == "__main__":
