@@ -86,9 +86,9 @@ class EnrichmentSettings:
 class TokenizerSettings:
     """From embeddings to semantic IDs."""
 
-    method: Literal["rqvae", "rqkmeans", "rqkmeans_balanced"] = "rqvae"
-    """Quantizer: learned end to end (`rqvae`), level-wise k-means (`rqkmeans`), or the same with bounded clusters
-    (`rqkmeans_balanced`)."""
+    method: Literal["rqvae", "rqkmeans", "rqkmeans_balanced", "rqkmeans_plus", "opq"] = "rqvae"
+    """Quantizer: learned end to end (`rqvae`), level-wise k-means (`rqkmeans`), the same with bounded clusters
+    (`rqkmeans_balanced`), with a residual encoder trained around it (`rqkmeans_plus`), or parallel codes (`opq`)."""
     use_images: bool = True
     """Fuse image embeddings; off gives SIDs from text alone."""
     levels: int = 3
@@ -137,6 +137,15 @@ class PolicySettings:
     """Dropout of `tiny` on embeddings, attention and residual branches."""
     max_history: int = 20
     """Most recent items of a history that the policy reads."""
+    tasks: str = "next"
+    """What is trained on, beside each other: a mixture (`next`, `alignment`, `tmt`, `convergence`, `sigma`) or names of
+    tasks joined by commas (tessera/policy/templates)."""
+    task_examples: int = 0
+    """Most examples of each task but `next` in an epoch; 0 takes one of every user or item."""
+    text_tokens: int = 24
+    """Most tokens of one title, caption, list of intents or search phrase."""
+    title_history: int = 5
+    """Most recent items of a history that is told in titles."""
     epochs: int = 60
     """Most passes over the training histories; early stopping usually ends sooner."""
     patience: int = 6

@@ -20,7 +20,9 @@ from tessera.tokenizer.balanced import BalancedRQKMeans
 from tessera.tokenizer.collisions import resolve
 from tessera.tokenizer.inputs import Inputs, read_inputs
 from tessera.tokenizer.kmeans import lookup, quantize
+from tessera.tokenizer.opq import OPQ
 from tessera.tokenizer.rqkmeans import RQKMeans
+from tessera.tokenizer.rqkmeans_plus import RQKMeansPlus
 from tessera.tokenizer.rqvae import RQVAE
 
 Codes = NDArray[np.int64]
@@ -31,10 +33,11 @@ _ROWS = 4096  # items encoded at a time
 def build(settings: TokenizerSettings, text_dim: int, image_dim: int) -> RQVAE | RQKMeans:
     """An untrained quantizer; image_dim 0 is text only."""
     s = settings
-    clustered: dict[str, type[RQKMeans]] = {"rqkmeans": RQKMeans, "rqkmeans_balanced": BalancedRQKMeans}
+    clustered: dict[str, type[RQKMeans]] = {"rqkmeans": RQKMeans, "rqkmeans_balanced": BalancedRQKMeans, "opq": OPQ}
     if s.method in clustered:
         return clustered[s.method](text_dim, image_dim, s.latent_dim, s.levels, s.codebook_size)
-    return RQVAE(
+    trained = RQKMeansPlus if s.method == "rqkmeans_plus" else RQVAE
+    return trained(
         text_dim, image_dim, s.image_dim, s.fused_dim, s.hidden_dim, s.latent_dim, s.levels, s.codebook_size
     )
 

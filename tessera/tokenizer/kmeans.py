@@ -12,12 +12,14 @@ def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
     return (cross + (x * x).sum(1, keepdim=True)).clamp_min_(0.0)
 
 
-def kmeans(x: Tensor, size: int, generator: torch.Generator, iterations: int = 25) -> Tensor:
-    """Lloyd's algorithm from a k-means++ start (Arthur and Vassilvitskii, 2007); x [N, D] -> centres [size, D].
+def kmeans(
+    x: Tensor, size: int, generator: torch.Generator, iterations: int = 25, start: Tensor | None = None
+) -> Tensor:
+    """Lloyd's algorithm from `start` [size, D] or k-means++ (Arthur and Vassilvitskii, 2007); x [N, D] -> [size, D].
 
     With fewer distinct rows than `size`, every distinct row is a centre and the spare centres repeat the first.
     """
-    centres = _plus_plus(x, size, generator)
+    centres = _plus_plus(x, size, generator) if start is None else start
     previous: Tensor | None = None
     for _ in range(iterations):
         nearest, assigned = squared_distances(x, centres).min(1)

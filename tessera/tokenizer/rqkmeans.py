@@ -28,13 +28,16 @@ class RQKMeans(nn.Module):
 
     def fit(self, x: Tensor, generator: torch.Generator) -> "RQKMeans":
         """Fit basis and codebooks to balanced inputs x [N, Dt + Di]."""
+        self.basis.copy_(self.principal(x))
+        self.codebooks.copy_(self.learn(x @ self.basis, generator))
+        return self
+
+    def principal(self, x: Tensor) -> Tensor:
+        """Orthonormal directions [Dt + Di, D] that keep most of the variance of x [N, Dt + Di], by falling variance."""
         moment = (x.double().T @ x.double()) / len(x)
         basis = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : self.basis.shape[1]]
         # An eigenvector's sign is arbitrary: make its largest component positive.
-        signs = basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
-        self.basis.copy_(basis * signs)
-        self.codebooks.copy_(self.learn(x @ self.basis, generator))
-        return self
+        return (basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()).to(x.dtype)
 
     def learn(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Codebooks [L, K, D] for latents z [N, D]."""

@@ -29,6 +29,9 @@ class Losses:
 class RQVAE(nn.Module):
     """Balanced [text; image] -> `Fusion` -> encoder -> residual quantization -> decoder -> balanced [text; image]."""
 
+    # Share of the epochs in which the autoencoder learns alone, so that k-means sees latents that mean something.
+    warmup = 0.1
+
     def __init__(
         self,
         text_dim: int,
@@ -62,7 +65,7 @@ class RQVAE(nn.Module):
         z = self.latents(x, has_image)
         codes, codebook, commitment = residual_terms(z, self.codebooks) if quantized else _no_terms(z)
         passed = z + (lookup(codes, self.codebooks) - z).detach() if quantized else z
-        return Losses(self.reconstruction(x, has_image, self.decoder(passed)), codebook, commitment, codes)
+        return Losses(self.reconstruction(x, has_image, self.reconstruct(passed)), codebook, commitment, codes)
 
     def reconstruction(self, x: Tensor, has_image: Tensor, rebuilt: Tensor) -> Tensor:
         """Mean over items of ||x - x'||^2, without the image part of items that have no image."""

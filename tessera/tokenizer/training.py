@@ -18,9 +18,9 @@ from tessera.tokenizer.kmeans import squared_distances
 from tessera.tokenizer.rqvae import RQVAE
 
 CHECKPOINT = "checkpoint.safetensors"
-# Shares of the epochs: the autoencoder alone first, so that k-means sees latents that mean something; codes that no
-# item used in an epoch are re-seeded until the last stretch, in which every code settles and the rate decays to 0.
-WARMUP, SETTLE = 0.1, 0.3
+# Share of the epochs: codes that no item used in an epoch are re-seeded until the last stretch, in which every code
+# settles and the rate decays to 0.
+SETTLE = 0.3
 # A small catalogue is cut into this many batches an epoch at least, or it would see too few steps.
 LEAST_STEPS = 8
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Training:
     @property
     def warmup(self) -> int:
         """Epochs without quantization; 0 when there are too few to spare one."""
-        return int(self.settings.epochs * WARMUP)
+        return int(self.settings.epochs * self.model.warmup)
 
     def fit(self, x: Tensor, has_image: Tensor) -> list[dict[str, Any]]:
         """Train to the last epoch on balanced inputs x [N, D], has_image [N]; the curve has one record an epoch."""

@@ -17,10 +17,10 @@ from tessera.tokenizer import fit
 from tessera.tokenizer.inputs import read_inputs
 from tessera.tokenizer.training import Training
 
-METHODS = pytest.mark.parametrize("method", ["rqvae", "rqkmeans", "rqkmeans_balanced"])
+METHODS = pytest.mark.parametrize("method", ["rqvae", "rqkmeans", "rqkmeans_balanced", "rqkmeans_plus", "opq"])
 
 
-@METHODS
+@pytest.mark.parametrize("method", ["rqvae", "rqkmeans", "rqkmeans_balanced", "rqkmeans_plus"])  # OPQ's have no order
 def test_sids_follow_the_families(
     method: Any, make_embeddings: Callable, fit_table: Callable, small: TokenizerSettings
 ) -> None:
@@ -151,6 +151,8 @@ def test_a_refused_fit_leaves_what_was_there(
         fit_table(make_embeddings(items=30), settings=replace(small, levels=2, codebook_size=4))
     with pytest.raises(InputError, match=r"tokenizer\.levels is 0; it must be at least 1"):
         fit_table(make_embeddings(items=30), settings=replace(small, levels=0))
+    with pytest.raises(InputError, match="OPQ cuts it into 3 levels"):
+        fit_table(make_embeddings(items=30), settings=replace(small, method="opq", latent_dim=2))
     assert (run["bundle"] / "manifest.json").read_bytes() == before
     assert run["sids"].read_bytes() == sids
 

@@ -24,7 +24,7 @@ from tessera.tokenizer.inputs import read_inputs
 ANY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=["rqvae", "rqkmeans"])
+@pytest.fixture(params=["rqvae", "rqkmeans", "rqkmeans_plus", "opq"])
 def fitted(request: Any, make_embeddings: Callable, fit_table: Callable, small: TokenizerSettings) -> dict[str, Any]:
     table = make_embeddings(image_dim=16)
     run = fit_table(table, settings=replace(small, method=request.param, epochs=10))
