@@ -75,7 +75,8 @@ def _check(settings: TokenizerSettings) -> None:
             raise InputError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {bound}.")
     if settings.method == "opq" and settings.latent_dim < settings.levels:
         raise InputError(
-            f"tokenizer.latent_dim is {settings.latent_dim}; OPQ cuts it into {settings.levels} levels, so give it as many."
+            f"tokenizer.latent_dim is {settings.latent_dim}; OPQ cuts it into {settings.levels} levels, "
+            "so give it as many."
         )
     if not settings.learning_rate > 0 or not settings.commitment >= 0:
         raise InputError("tokenizer.learning_rate must be above 0 and tokenizer.commitment not below 0.")
