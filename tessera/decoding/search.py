@@ -1,4 +1,4 @@
-"""Constrained beam search over the catalogue index: only SIDs of existing items can come out.
+"""Constrained beam search and sampling over the catalogue index: only SIDs of existing items can come out.
 
 The prompt runs once. Each level then is one forward of the beams' newest codes as one sequence: an ancestry mask lets a
 token see the prompt, its own ancestors and itself, so the key-value cache is neither copied nor reordered.
@@ -92,6 +92,56 @@ def beam_search(
             hidden = decoder.extend(tokens, prompts.length + depth, visible, cache)
     rows = index.item[nodes].long().masked_fill(scores == -torch.inf, -1)
     return Found(rows[:, :k], scores[:, :k])
+
+
+@torch.inference_mode()
+def sample(
+    decoder: Decoder,
+    head: CodeHead,
+    index: CatalogueIndex,
+    prompts: Prompts,
+    *,
+    count: int,
+    temperature: float,
+    generator: torch.Generator,
+    constrained: bool = True,
+) -> Tensor:
+    """Codes [batch, count, levels] int64 of independently drawn SIDs; a prompt may get one twice.
+
+    c_l ~ softmax(log p(. | prompt, c_<l) / temperature) over the codes of level l, and where `constrained` over those
+    alone that lead to an item. The prompt runs once for all its SIDs.
+
+    Args:
+        generator: on the prompts' device.
+    """
+    batch, device = len(prompts.tokens), prompts.tokens.device
+    cache: Any = decoder.cache(batch, prompts.tokens.shape[1] + count * (index.depth - 1))
+    hidden = decoder.prefill(prompts, cache).unsqueeze(1)
+    nodes = torch.zeros(batch, 1, dtype=torch.int32, device=device)
+    parents = torch.zeros(batch, count, dtype=torch.int64, device=device)
+    visible = prompts.real[:, None, :]
+    drawn = []
+    for depth in range(index.depth):
+        logp = head.log_probabilities(depth, hidden)
+        if constrained:
+            logp, codes, child = index.constrain(depth, nodes, logp)
+        slot = _draw((logp / temperature).expand(-1, count, -1), generator).unsqueeze(-1)
+        if constrained:
+            nodes = child.expand(-1, count, -1).gather(-1, slot).squeeze(-1)
+            slot = codes.expand(-1, count, -1).gather(-1, slot)
+        drawn.append(slot.squeeze(-1))
+        if depth + 1 < index.depth:
+            visible = _descend(visible, parents)
+            hidden = decoder.extend(head.tokens[depth][drawn[-1]], prompts.length + depth, visible, cache)
+            parents = torch.arange(count, device=device).expand(batch, -1)
+    return torch.stack(drawn, dim=-1)
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One place [...] of each row of logits [..., n], by the Gumbel trick."""
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
+    # -log u > 0 is exponential; the least of -log(u_i) / p_i falls on i with probability p_i.
+    return (logits - (-uniform.clamp(min=1e-20).log()).log()).argmax(-1)
 
 
 def columns(prompts: Prompts, index: CatalogueIndex, width: int) -> int:
