@@ -61,6 +61,8 @@ class TritonEnvironment:
         inherited = os.environ.get("LD_LIBRARY_PATH", "")
         libraries = [str(self.libpython), str(self.site / "nvidia_pytriton.libs"), inherited]
         return {
+            # Threads that spin while they wait for work stall the server wherever another process wants a core.
+            "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ,
             "PATH": os.pathsep.join([str(self.root / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),

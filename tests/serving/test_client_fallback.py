@@ -179,6 +179,20 @@ def test_a_request_whose_time_ran_out_in_the_queue_is_not_decoded(small: TritonS
         answer_of(httpx.post(place, json=body, timeout=30), place, _TRITON)
 
 
+def test_batch_traffic_waits_until_nobody_else_does(small: TritonServer) -> None:
+    """QUEUE requests of each kind fit, whatever the other kind sends: the priority did reach the server's queue."""
+
+    async def ask() -> list[Any]:
+        async with AsyncRecommender(small.grpc_url, timeout=30) as client:
+            batch = [client.recommend(HISTORY, k=5, priority="batch") for _ in range(15 * QUEUE)]
+            people = [client.recommend(HISTORY, k=5) for _ in range(QUEUE)]
+            return await asyncio.gather(*batch, *people, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert any(isinstance(one, Busy) for one in answers[: 15 * QUEUE])
+    assert all(isinstance(one, Recommendations) for one in answers[15 * QUEUE :])
+
+
 def test_a_dead_stub_and_a_dead_server(
     small: TritonServer, features: FeatureServer, dan: Engine, models_of: Models
 ) -> None:

@@ -62,8 +62,8 @@ class _Deadline:
 
     @property
     def asking(self) -> float:
-        """Time to keep for a question to the feature server."""
-        return min(0.5, self.total / 3)
+        """Time to keep for a question to the feature server, on which all callers fall at once."""
+        return min(1.0, self.total / 2)
 
 
 def conversation(request: Query, seconds: float, breaker: Breaker, *, features: bool, fallback: bool) -> Steps:

@@ -80,7 +80,8 @@ def _client(kind: Callable[..., Any], url: str) -> tuple[Any, str]:
 
 def _limits(query: Query, timeout: float) -> dict[str, Any]:
     """How long Triton may keep the request waiting, and how long this side waits for Triton."""
-    return {"priority": query.priority, "timeout": microseconds(timeout), "client_timeout": timeout}
+    asked = {"traffic": query.priority}
+    return {"parameters": asked, "timeout": microseconds(timeout), "client_timeout": timeout}
 
 
 def _inputs(query: Query, kind: Callable[..., Any]) -> list[Any]:

@@ -108,7 +108,7 @@ def microseconds(timeout: float) -> int:
 
 def _body(query: Query, timeout: float) -> dict[str, Any]:
     return {
-        "parameters": {"priority": query.priority, "timeout": microseconds(timeout)},
+        "parameters": {"traffic": query.priority, "timeout": microseconds(timeout)},
         "inputs": [
             {"name": name, "datatype": datatype, "shape": [1, len(values)], "data": values}
             for name, datatype, values in query.tensors()

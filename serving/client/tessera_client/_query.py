@@ -3,15 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tessera_client.errors import InvalidRequest, ServerError
 from tessera_client.results import Item, Recommendations
 
 MODEL = "tessera"
 Priority = Literal["interactive", "batch"]
-# Levels of Triton's queue; the lower one goes first.
-PRIORITIES: dict[str, int] = {"interactive": 1, "batch": 2}
+PRIORITIES = get_args(Priority)
 
 
 @dataclass(frozen=True)
@@ -24,21 +23,14 @@ class Query:
     exclude: tuple[str, ...]
     allow: tuple[str, ...] | None
     include_history: bool
-    priority: int
+    priority: str
 
     def tensors(self) -> list[tuple[str, str, list[Any]]]:
-        """(name, Triton datatype, values) of each input; every shape is [1, len(values)].
-
-        All inputs are always sent, an absent one as [""]: Triton batches only requests with the same set of inputs.
-        """
-        return [
-            ("history", "BYTES", list(self.history) or [""]),
-            ("user_id", "BYTES", ["" if self.history else self.user or ""]),
-            ("k", "INT32", [self.k]),
-            ("exclude", "BYTES", list(self.exclude) or [""]),
-            ("allow", "BYTES", list(self.allow or [""])),
-            ("include_history", "BOOL", [self.include_history]),
-        ]
+        """(name, Triton datatype, values) of each input that is needed; every shape is [1, len(values)]."""
+        asked = ("history", "BYTES", list(self.history)) if self.history else ("user_id", "BYTES", [self.user])
+        more = [("exclude", "BYTES", list(self.exclude)), ("allow", "BYTES", list(self.allow or ()))]
+        flags = [("include_history", "BOOL", [True])] if self.include_history else []
+        return [asked, ("k", "INT32", [self.k]), *(one for one in more if one[2]), *flags]
 
 
 def query(
@@ -72,7 +64,7 @@ def query(
         ids(exclude, "exclude"),
         ids(allow, "allow") if allow is not None else None,
         bool(include_history),
-        PRIORITIES[priority],
+        priority,
     )
 
 
