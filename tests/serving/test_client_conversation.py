@@ -73,14 +73,14 @@ def test_a_user_is_looked_up_first_and_the_server_asked_with_the_history() -> No
     assert answer.source == "policy"
     assert [type(step) for step in asked] == [LookUp, Infer]
     tensors = {name: values for name, _, values in asked[1].query.tensors()}
-    assert (tensors["history"], tensors["user_id"]) == (["x", "b"], [""])
+    assert tensors == {"history": ["x", "b"], "k": tensors["k"]}
 
 
 def test_a_history_of_the_callers_own_goes_to_the_server_and_the_user_only_names_the_list() -> None:
     answer, asked = converse(ask(history=["c"]), FRESH)
     assert answer is FRESH
     tensors = {name: values for name, _, values in asked[0].query.tensors()}
-    assert (tensors["history"], tensors["user_id"]) == (["c"], [""])
+    assert tensors == {"history": ["c"], "k": tensors["k"]}
     answer, asked = converse(ask(history=["c"]), ServerUnavailable("down."), ANN)
     assert [type(step) for step in asked] == [Infer, LookUp]
     assert names(answer) == "ade"  # b was bought, c is in the caller's history
@@ -127,7 +127,7 @@ def test_a_feature_server_that_fails_leaves_the_user_to_triton() -> None:
     answer, asked = converse(ask(), ServerUnavailable("no feature server."), FRESH)
     assert answer is FRESH
     tensors = {name: values for name, _, values in asked[1].query.tensors()}
-    assert (tensors["history"], tensors["user_id"]) == ([""], ["ann"])
+    assert tensors == {"user_id": ["ann"], "k": tensors["k"]}
     for fallback in (True, False):
         error = failing(ask(), DeadlineExceeded("Feast is slow."), Busy("it is full."), fallback=fallback)
         assert type(error) is Busy  # the server's kind of error, with both reasons, and nobody is asked twice
@@ -149,7 +149,7 @@ def test_time_is_kept_for_the_cache() -> None:
         assert seconds * 0.8 <= infer.timeout <= seconds - min(0.1, seconds / 10)  # the list is at hand by then
         _, (infer, look_up) = converse(ask(history=["c"]), DeadlineExceeded("slow."), ANN, seconds=seconds)
         kept = seconds - infer.timeout
-        assert min(0.5, seconds / 3) <= kept <= seconds / 2
+        assert min(1.0, seconds / 2) <= kept + 1e-3 <= seconds / 2 + 2e-3
         assert look_up.timeout <= seconds - min(0.1, seconds / 10)
         _, (infer,) = converse(ask(user=None, history=["c"]), FRESH, seconds=seconds)
         assert infer.timeout > seconds * 0.9  # nothing to keep it for

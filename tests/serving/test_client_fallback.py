@@ -1,6 +1,7 @@
 """A real Triton that hangs, is flooded and is killed beside a real feature server: what its clients get, and when."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -21,10 +22,12 @@ from serving.model_repository import export
 from serving.server import TritonServer
 from tessera.decoding.recommender import Recommender as Engine
 from tessera_client import (
+    AsyncFeatures,
     AsyncRecommender,
     Busy,
     DeadlineExceeded,
     InvalidRequest,
+    NotFound,
     Recommendations,
     Recommender,
     ServerUnavailable,
@@ -231,6 +234,27 @@ def test_a_dead_stub_and_a_dead_server(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         client.close()
+
+
+def test_lookups_at_once_share_requests_and_fail_alone(features: FeatureServer, dan: Engine) -> None:
+    async def ask() -> tuple[list[Any], int]:
+        async with AsyncFeatures(features.url) as client:
+            sent: list[int] = []
+
+            async def note(request: httpx.Request) -> None:
+                sent.append(len(json.loads(request.content)["entities"]["user_id"]))
+
+            client._client.event_hooks["request"].append(note)
+            users = ["dan", "nobody", "dan", *(f"nobody {i}" for i in range(150))]
+            return await asyncio.gather(*map(client.user, users), return_exceptions=True), len(sent)
+
+    (one, none, same, *others), requests = asyncio.run(ask())
+    assert one.history == tuple(HISTORY)
+    assert one.top_k.policy_version == dan.policy_version
+    assert same == one
+    assert [type(error) for error in (none, *others)] == [NotFound] * 151
+    assert str(others[3]).startswith("user 'nobody 3' has no published history")
+    assert requests < 6  # 64 users a request
 
 
 def test_a_purchase_makes_the_answer_of_the_cache_stale(features: FeatureServer, dan: Engine) -> None:

@@ -1,5 +1,6 @@
 """Ask Feast's feature server about items, semantic IDs and users."""
 
+import asyncio
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -11,13 +12,17 @@ import httpx
 
 from tessera_client._http import GATEWAY, answer_of, base_url, speaking
 from tessera_client._query import key, seconds
-from tessera_client.errors import InvalidRequest, NotFound, ServerError
+from tessera_client.errors import DeadlineExceeded, InvalidRequest, NotFound, ServerError, TesseraClientError
 from tessera_client.results import Item, ItemFeatures, SemanticId, TopK, User
 
 _PATH = "/get-online-features"
 _TIME = "__ts"  # behind a feature's name: when its value was published
+_TOGETHER = 64
+"""Most users a request."""
+_STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 Row = Mapping[str, Any]
 Answer = TypeVar("Answer")
+_Waiting = dict[str, tuple["asyncio.Future[Row]", float]]
 
 
 class Features:
@@ -81,6 +86,9 @@ class AsyncFeatures:
     def __init__(self, url: str, timeout: float = 5.0) -> None:
         self._url, self._timeout = base_url(url, 6566), seconds(timeout)
         self._client = httpx.AsyncClient(base_url=self._url, timeout=timeout)
+        # User -> who waits for the row, and how long.
+        self._waiting: _Waiting = {}
+        self._sender: asyncio.Task[None] | None = None
 
     async def item(self, item_id: str) -> ItemFeatures:
         """As `Features.item`."""
@@ -91,12 +99,50 @@ class AsyncFeatures:
         return await self._ask("sid_lookup", "sid", _checked(sid), _sid)
 
     async def user(self, user_id: str, timeout: float | None = None) -> User:
-        """As `Features.user`."""
-        return await self._ask("serving", "user_id", key(user_id, "user_id"), _user, timeout)
+        """As `Features.user`.
+
+        Lookups that come while one is on its way go out together behind it: the feature server takes many users little
+        longer than one, and when Triton fails all callers need theirs at once.
+        """
+        limit = self._timeout if timeout is None else seconds(timeout)
+        waiting, _ = self._waiting.get(key(user_id, "user_id")) or (asyncio.get_running_loop().create_future(), limit)
+        self._waiting[user_id] = waiting, limit
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+        try:
+            row = await asyncio.wait_for(asyncio.shield(waiting), limit)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(f"{self._url} did not answer within {limit:g} s; try again or allow more.") from None
+        return _understood(_user, user_id, row, self._url)
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._sender is not None:
+            self._sender.cancel()
         await self._client.aclose()
+
+    async def _send(self) -> None:
+        """Look up who waits, until nobody does."""
+        try:
+            while self._waiting:
+                asked = {user: self._waiting.pop(user) for user in list(self._waiting)[:_TOGETHER]}
+                await self._look_up(asked)
+        finally:
+            self._sender = None
+
+    async def _look_up(self, asked: _Waiting) -> None:
+        limit = max(limit for _, limit in asked.values())
+        try:
+            with speaking(self._url, limit):
+                response = await self._client.post(_PATH, json=_body("serving", "user_id", *asked), timeout=limit)
+            rows = _rows(response, self._url, len(asked))
+        except TesseraClientError as error:
+            for waiting, _ in asked.values():
+                waiting.set_exception(type(error)(*error.args))
+                waiting.exception()  # seen, although who waited may have gone
+        else:
+            for (waiting, _), row in zip(asked.values(), rows, strict=True):
+                waiting.set_result(row)
 
     async def _ask(
         self, service: str, name: str, value: str, read: Callable[[str, Row], Answer], timeout: float | None = None
@@ -115,20 +161,39 @@ class AsyncFeatures:
         await self.close()
 
 
-def _body(service: str, name: str, value: str) -> dict[str, Any]:
-    return {"feature_service": service, "entities": {name: [value]}, "full_feature_names": True}
+def _body(service: str, name: str, *values: str) -> dict[str, Any]:
+    return {"feature_service": service, "entities": {name: values}, "full_feature_names": True}
 
 
 def _read(response: httpx.Response, url: str, value: str, read: Callable[[str, Row], Answer]) -> Answer:
+    return _understood(read, value, _rows(response, url, 1)[0], url)
+
+
+def _rows(response: httpx.Response, url: str, count: int) -> list[Row]:
+    """Features and publishing times of each of `count` entities."""
     answer = answer_of(response, url, GATEWAY)
     try:
-        names = answer["metadata"]["feature_names"]
-        results = dict(zip(names, answer["results"], strict=True))
-        row = {name: result["values"][0] for name, result in results.items()}
-        row |= {f"{name}{_TIME}": (result.get("event_timestamps") or [None])[0] for name, result in results.items()}
+        columns = {}
+        for name, result in zip(answer["metadata"]["feature_names"], answer["results"], strict=True):
+            columns[name] = values = result["values"]
+            columns[f"{name}{_TIME}"] = result.get("event_timestamps") or [None] * len(values)
+        rows: list[Row] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        if len(rows) != count:
+            raise ValueError(f"{len(rows)} rows")
+        return rows
+    except _STRANGE as error:
+        raise _strange(url, error) from None
+
+
+def _understood(read: Callable[[str, Row], Answer], value: str, row: Row, url: str) -> Answer:
+    try:
         return read(value, row)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise ServerError(f"the answer of {url} has other features than this client knows ({error!r}).") from None
+    except _STRANGE as error:
+        raise _strange(url, error) from None
+
+
+def _strange(url: str, error: Exception) -> ServerError:
+    return ServerError(f"the answer of {url} has other features than this client knows ({error!r}).")
 
 
 def _item(item_id: str, row: Row) -> ItemFeatures:
