@@ -1,8 +1,9 @@
-"""Supervised fine-tuning on next-SID prediction.
+"""Supervised fine-tuning: next-SID prediction, alone or among other tasks (tessera.policy.mixture).
 
-Every item of every training history is a target: the loss is the mean over target positions of
--log p(c_l | history, c_<l), the softmax over the K codes of the target's level, which is also how the decoder scores
-(tessera.decoding.search).
+One autoregressive loss, the mean over all target positions of all tasks, no weights. A code's term is
+-log p(c_l | prompt, c_<l), the softmax over the K codes of the target's level, which is also how the decoder scores
+(tessera.decoding.search); a piece of text has the softmax over the whole vocabulary. In "next" every item of every
+training history is a target.
 """
 
 import json
@@ -24,7 +25,8 @@ from tessera.config import PolicySettings
 from tessera.errors import InputError
 from tessera.files import read_json, replacing, write_json
 from tessera.policy.backbone import Backbone, add_dropout
-from tessera.policy.data import IGNORE, Packed, pack, windows
+from tessera.policy.data import IGNORE, TEXT, Packed, pack_examples, sequences, sid_rows, windows
+from tessera.policy.mixture import Mixture
 
 log = logging.getLogger(__name__)
 STATE, WEIGHTS, BEST, MOMENTS = "state.json", "weights.safetensors", "best.safetensors", "moments.safetensors"
@@ -42,7 +44,16 @@ class Progress:
 
 
 def sid_loss(backbone: Backbone, batch: Packed, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over the batch's target positions, each over its own level's codes."""
+    """Mean cross-entropy over the batch's target positions, each code over its own level's codes."""
+    terms, _ = target_losses(backbone, batch, label_smoothing)
+    return terms.sum() / len(terms)
+
+
+def target_losses(backbone: Backbone, batch: Packed, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy [targets] of every target position, and the number of the task [targets] that it is of.
+
+    Codes come first, level by level, then text. Smoothing spreads a share over the codes of the level, not over text.
+    """
     model = backbone.model
     same = batch.segments[:, :, None] == batch.segments[:, None, :]
     visible = same & torch.ones_like(same[0]).tril()
@@ -54,14 +65,15 @@ def sid_loss(backbone: Backbone, batch: Packed, label_smoothing: float = 0.0) ->
     ).last_hidden_state
     head = model.get_output_embeddings().weight
     wanted = batch.targets != IGNORE
-    total = hidden.new_zeros(())
-    for level, tokens in enumerate(backbone.sid_tokens):
+    terms, tasks = [], []
+    texts = [TEXT] if (wanted & (batch.levels == TEXT)).any() else []
+    for level in [*range(len(backbone.sid_tokens)), *texts]:
         here = wanted & (batch.levels == level)
-        logits = hidden[here] @ head[tokens].to(hidden.dtype).T
-        total = total + F.cross_entropy(
-            logits.float(), batch.targets[here], reduction="sum", label_smoothing=label_smoothing
-        )
-    return total / wanted.sum()
+        rows, smoothing = (head, 0.0) if level == TEXT else (head[backbone.sid_tokens[level]], label_smoothing)
+        logits = hidden[here] @ rows.to(hidden.dtype).T
+        terms.append(F.cross_entropy(logits.float(), batch.targets[here], reduction="none", label_smoothing=smoothing))
+        tasks.append(batch.tasks[here])
+    return torch.cat(terms), torch.cat(tasks)
 
 
 def train(
@@ -73,6 +85,7 @@ def train(
     seed: int,
     work: Path,
     fingerprint: str,
+    mixture: Mixture | None = None,
 ) -> Progress:
     """Train until the epochs are used up or NDCG@10 stops rising; leaves the best weights in the model.
 
@@ -82,6 +95,7 @@ def train(
         validate: measures the model as it is; its "ndcg@10" decides which weights are kept.
         work: folder of the checkpoints. A killed run that is started again with the same `fingerprint` goes on from
             the last one and ends with the same weights, because each epoch draws from a generator of its own.
+        mixture: the tasks, whose losses then join the curve as "loss/<task>"; None trains on "next" alone.
     """
     model, device = backbone.model, backbone.model.device
     if settings.backbone == "tiny":
@@ -96,16 +110,18 @@ def train(
         betas=(0.9, 0.98),
     )
     progress = _resume(work, fingerprint, trained, optimizer)
-    cut = windows(histories, settings.max_history + 1)
-    row_length = (settings.max_history + 1) * codes.shape[1] + 1
-    sid_tokens = backbone.sid_tokens.numpy()
-    rows_a_step = max(1, settings.batch_tokens // row_length)
+    sid_tokens = backbone.sid_tokens.numpy(force=True)
+    alone = sequences(windows(histories, settings.max_history + 1), sid_rows(codes, sid_tokens), backbone.bos)
+    tasks = mixture.tasks if mixture else ("next",)
     bar = tqdm(total=settings.epochs, initial=progress.epoch, desc="train policy", unit="epoch")
     while progress.epoch < settings.epochs and not _stale(progress, settings):
         torch.manual_seed(seed * 100_003 + progress.epoch)
-        order = np.random.default_rng([seed, progress.epoch]).permutation(len(cut))
-        packed = pack([cut[i] for i in order], codes, sid_tokens, backbone.bos, row_length)
-        loss = _epoch(backbone, packed, optimizer, settings, progress.epoch, rows_a_step)
+        rng = np.random.default_rng([seed, progress.epoch])
+        examples = mixture.draw(rng) if mixture else alone
+        row_length = max((settings.max_history + 1) * codes.shape[1] + 1, int(examples.tokens.lengths.max()))
+        packed = pack_examples(examples.take(rng.permutation(len(examples))), sid_tokens, row_length)
+        rows_a_step = max(1, settings.batch_tokens // row_length)
+        loss, losses = _epoch(backbone, packed, optimizer, settings, progress.epoch, rows_a_step)
         progress.epoch += 1
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}", best=f"{max(progress.best, 0):.4f}")
@@ -113,7 +129,7 @@ def train(
             continue
         model.eval()
         measured = validate()
-        progress.curve.append({"epoch": progress.epoch, "train_loss": loss, **measured})
+        progress.curve.append({"epoch": progress.epoch, "train_loss": loss, **_named(losses, tasks), **measured})
         if measured["ndcg@10"] > progress.best:
             progress.best, progress.best_epoch = measured["ndcg@10"], progress.epoch
             _save_tensors(work / BEST, {name: p.detach() for name, p in trained.items()})
@@ -137,12 +153,14 @@ def _epoch(
     settings: PolicySettings,
     epoch: int,
     rows: int,
-) -> float:
+) -> tuple[float, list[float]]:
+    """One pass over the rows; the mean loss of its steps, and of each task the mean over its targets."""
     model, device = backbone.model, backbone.model.device
     model.train()
     steps = -(-len(packed.tokens) // rows)
     mixed = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-    losses = []
+    losses, count = [], int(packed.tasks.max()) + 1
+    of_task = torch.zeros(2, count, dtype=torch.float64, device=device)
     for step in range(steps):
         chosen = slice(step * rows, (step + 1) * rows)
         batch = Packed(*(getattr(packed, name)[chosen].to(device) for name in Packed.__dataclass_fields__))
@@ -150,13 +168,21 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with mixed:
-            loss = sid_loss(backbone, batch, settings.label_smoothing)
+            terms, tasks = target_losses(backbone, batch, settings.label_smoothing)
+            loss = terms.sum() / len(terms)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), 1.0)
         optimizer.step()
         losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
+        member = F.one_hot(tasks, count).double()
+        of_task += torch.stack([terms.detach().double() @ member, member.sum(0)])
+    return float(torch.stack(losses).mean()), (of_task[0] / of_task[1]).tolist()
+
+
+def _named(losses: Sequence[float], tasks: Sequence[str]) -> dict[str, float]:
+    """Each task's loss for the curve; one task alone has no need of it."""
+    return {f"loss/{task}": loss for task, loss in zip(tasks, losses, strict=True)} if len(tasks) > 1 else {}
 
 
 def _schedule(epoch: float, epochs: int) -> float:

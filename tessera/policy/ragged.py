@@ -1,0 +1,92 @@
+"""Rows of unequal length as two flat arrays, so that thousands of prompts are put together without a loop over them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """flat: [sum of lengths] int64, the rows one behind the other; lengths: [rows] int64."""
+
+    flat: Ints
+    lengths: Ints
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[int] | NDArray[Any]]) -> "Ragged":
+        """From a sequence of rows."""
+        arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+        flat = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+        return cls(flat, np.array([len(row) for row in arrays], dtype=np.int64))
+
+    @classmethod
+    def same(cls, row: Sequence[int], rows: int) -> "Ragged":
+        """One row, `rows` times."""
+        return cls(np.tile(np.asarray(row, dtype=np.int64), rows), np.full(rows, len(row), dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def starts(self) -> Ints:
+        """[rows] where each row begins."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def owner(self) -> Ints:
+        """[sum of lengths] the row that each element is of."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def place(self) -> Ints:
+        """[sum of lengths] each element's place in its row."""
+        return np.arange(len(self.flat)) - np.repeat(self.starts, self.lengths)
+
+    def rows(self) -> list[Ints]:
+        """The rows as arrays of their own."""
+        return np.split(self.flat, np.cumsum(self.lengths)[:-1]) if len(self) else []
+
+    def take(self, rows: Ints) -> "Ragged":
+        """The rows of these numbers, in their order."""
+        return _cut(self.flat, self.starts[rows], self.lengths[rows])
+
+    def first(self, count: int | Ints) -> "Ragged":
+        """At most `count` elements of each row, from its beginning."""
+        return _cut(self.flat, self.starts, np.minimum(self.lengths, count))
+
+    def last(self, count: int | Ints) -> "Ragged":
+        """At most `count` elements of each row, up to its end."""
+        kept = np.minimum(self.lengths, count)
+        return _cut(self.flat, self.starts + self.lengths - kept, kept)
+
+    def merged(self, counts: Ints) -> "Ragged":
+        """Fewer, longer rows: the first counts[0] rows make the first, and so on; counts add up to the rows."""
+        ends = np.cumsum(counts)
+        total = np.concatenate([[0], np.cumsum(self.lengths)])
+        return Ragged(self.flat, total[ends] - total[ends - counts])
+
+
+def join(*parts: Ragged) -> Ragged:
+    """Row i of the result is row i of each part, one behind the other; all have as many rows."""
+    lengths = np.sum([part.lengths for part in parts], axis=0)
+    flat = np.empty(int(lengths.sum()), dtype=np.int64)
+    begin = np.cumsum(lengths) - lengths
+    for part in parts:
+        flat[np.repeat(begin, part.lengths) + part.place] = part.flat
+        begin = begin + part.lengths
+    return Ragged(flat, lengths)
+
+
+def stack(parts: Sequence[Ragged]) -> Ragged:
+    """The rows of the parts, below each other."""
+    return Ragged(np.concatenate([p.flat for p in parts]), np.concatenate([p.lengths for p in parts]))
+
+
+def _cut(flat: Ints, starts: Ints, lengths: Ints) -> Ragged:
+    place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return Ragged(flat[np.repeat(starts, lengths) + place], lengths)
