@@ -19,7 +19,7 @@ import psutil
 import pyarrow as pa
 
 from benchmarks.load import Ask, Run, Sample, open_loop, percentiles, read_grpc
-from benchmarks.service import Service
+from benchmarks.service import OPTIONS, Service
 from benchmarks.shop import publish_features
 from feature_repo import publish
 from feature_repo.server import FeatureServer
@@ -76,7 +76,7 @@ async def swaps(service: Service, capacity: float, count: int) -> dict[str, Any]
             time.sleep(0.5)
             policy, sids = variants[number % len(variants)]
             started = time.perf_counter()
-            release(policy, repository, sids=sids, threads=service.threads)
+            release(policy, repository, sids=sids, threads=service.threads, **OPTIONS)
             took.append(time.perf_counter() - started)
             expected[newest(repository).answer] = lists[number % len(variants)]
         return _refusals(service)

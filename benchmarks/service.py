@@ -23,6 +23,8 @@ from tessera.decoding.recommender import Recommender
 from tessera_client import AsyncRecommender
 
 Protocol = Literal["grpc", "http"]
+OPTIONS = {"prefix_cache_mb": 0}
+"""The few histories come again and again; answers from kept prompts would flatter the server."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Service:
 def serving(folder: Path, case: Case, threads: int, seed: int) -> Iterator[Service]:
     """Make a shop in `folder` and serve its first policy."""
     shop = make_shop(folder, case, seed)
-    export(shop.policies[0], folder / "models", threads=threads)
+    export(shop.policies[0], folder / "models", threads=threads, **OPTIONS)
     with TritonServer(folder / "models", http_port=0, grpc_port=0, metrics_port=0) as server:
         yield Service(server, shop, case.beams, threads, seed)
 

@@ -116,11 +116,15 @@ class FusedDecoder:
 
     def _run(self, tokens: Tensor, attend: "_Attention", last: Tensor | None) -> Tensor:
         """[n] packed tokens through all layers; `last` [batch]: tokens whose state is wanted, None: all."""
+        wanted = len(tokens if last is None else last)
+        if self.layers[0].qkv.packed:  # once, in place of each product
+            tokens = F.pad(tokens, (0, padding(len(tokens))))
+            last = None if last is None else F.pad(last, (0, padding(len(last))))
         x = F.embedding(tokens, self.weight)
         for number, layer in enumerate(self.layers):
             # Above the last layer's keys and values only the wanted tokens matter.
             x = layer(x, attend, number, last if number == len(self.layers) - 1 else None)
-        return self.norm(x)
+        return self.norm(x)[:wanted]
 
     def _rotation(self, position: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """cos and sin [n, 1, head size] of rotary positions below `longest`, from a table that grows."""
@@ -142,7 +146,7 @@ class _Attention:
         self, decoder: FusedDecoder, cache: KeyValues, queries: int, bias: Tensor, cos: Tensor, sin: Tensor
     ) -> None:
         self.heads, self.kv_heads, self.size = decoder.heads, decoder.kv_heads, decoder.size
-        self.cos, self.sin, self.bias, self.cache = cos, sin, bias, cache
+        self.cos, self.sin, self.bias, self.cache, self.count = cos, sin, bias, cache, len(cos)
         self.shape = cache.both.shape[1], queries
         # Views of all layers at once, which is cheaper than in each.
         seen = cache.both[:, :, : cache.used].transpose(2, 3)
@@ -204,17 +208,20 @@ class _Layer:
     def __call__(self, x: Tensor, attend: _Attention, number: int, only: Tensor | None) -> Tensor:
         h, heads, kv_heads = self.norms[0].before(x), attend.heads, attend.kv_heads
         if only is None:
-            qkv = self.qkv(h).unflatten(1, (-1, attend.size))
+            qkv = self.qkv(h).unflatten(1, (-1, attend.size))[: attend.count]
             self._turn(qkv[:, : heads + kv_heads], (heads, kv_heads), attend, None)
             q, both = qkv[:, :heads], qkv[:, heads:]
         else:
-            both = self.kv(h).unflatten(1, (-1, attend.size))
-            q = self.q(h[only]).unflatten(1, (-1, attend.size))
+            both = self.kv(h).unflatten(1, (-1, attend.size))[: attend.count]
+            x, real = x[only], only[: attend.shape[0]]
+            q = self.q(h[only]).unflatten(1, (-1, attend.size))[: len(real)]
             self._turn(both[:, :kv_heads], (0, kv_heads), attend, None)
-            self._turn(q, (heads, 0), attend, only)
-            x = x[only]
+            self._turn(q, (heads, 0), attend, real)
         attend.write(number, both)
-        x = self.out(attend(number, q, only), x)
+        attended = attend(number, q, only)
+        if len(attended) < len(x):
+            attended = F.pad(attended, (0, 0, 0, len(x) - len(attended)))
+        x = self.out(attended, x)
         gate, up = self.gate_up(self.norms[1].before(x)).chunk(2, dim=1)
         return self.down(self.activation(gate).mul_(up), x)
 
@@ -254,6 +261,8 @@ class Linear:
     """A linear layer with frozen weights, on a CPU in the layout of its matrix kernels (oneDNN).
 
     That spares each product the packing of the weights, which with the few rows of a beam takes as long as the product.
+    The library keeps a program and a buffer for every number of rows that it has seen, without end: so rows are padded
+    to a few numbers, and many rows go in blocks.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -263,19 +272,37 @@ class Linear:
         self.bias = bias.detach() if bias is not None else None
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """x W^T + b + plus."""
+        """x W^T + b + plus, of [rows, n]."""
         product: Tensor
         if not self.packed:
             product = F.linear(x, self.weight, self.bias)
             return product if plus is None else product + plus
-        if plus is None:
-            product = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        else:
-            product = torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")
-        return product
+        rows = len(x)
+        if rows in ROWS:  # the common case, by as little Python as can be
+            if plus is None:
+                product = _product(x, self.weight, self.bias, "none", [], "")
+            else:
+                product = _product_plus(x, plus, self.weight, self.bias, "add")
+            return product
+        if rows > BLOCK:
+            added = [None] * -(-rows // BLOCK) if plus is None else plus.split(BLOCK)
+            return torch.cat([self(*pair) for pair in zip(x.split(BLOCK), added, strict=True)])
+        more = (0, 0, 0, padding(rows))
+        return self(F.pad(x, more), None if plus is None else F.pad(plus, more))[:rows]
 
 
+def padding(rows: int) -> int:
+    """Rows to add, so that some forty numbers of rows occur in all; see `Linear`."""
+    rest = rows % BLOCK
+    return -rest % (4 if rest <= 64 else 16 if rest <= 256 else 64)
+
+
+BLOCK = 1024
+"""Most rows of one product on a CPU."""
+ROWS = frozenset(rows for rows in range(1, BLOCK + 1) if not padding(rows))
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+if _ONEDNN:
+    _product, _product_plus = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
 
 
 def _state(model: PreTrainedModel) -> tuple[int, int]:

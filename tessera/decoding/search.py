@@ -43,7 +43,8 @@ class CodeHead:
 
     def log_probabilities(self, depth: int, hidden: Tensor) -> Tensor:
         """[..., K] log-softmax over the codes of level `depth` alone."""
-        return self._levels[depth](hidden).float().log_softmax(-1)
+        logits = self._levels[depth](hidden.flatten(0, -2))
+        return logits.view(*hidden.shape[:-1], -1).float().log_softmax(-1)
 
 
 @torch.inference_mode()

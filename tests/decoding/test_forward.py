@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tessera.decoding.forward import FusedDecoder, GenericDecoder, Prompts, decoder_of
+from tessera.decoding.forward import BLOCK, ROWS, FusedDecoder, GenericDecoder, Linear, Prompts, decoder_of, padding
 from tessera.policy.backbone import add_dropout
 
 SMALL: dict[str, Any] = {
@@ -149,3 +149,18 @@ def test_dropout_hooks_of_training_change_nothing_here() -> None:
     decoder = decoder_of(model)
     assert isinstance(decoder, FusedDecoder)
     assert torch.equal(run(decoder, ask([5]))[0], before)
+
+
+def test_few_numbers_of_rows_reach_the_matrix_kernels() -> None:
+    assert len(ROWS) < 45
+    assert all((rows + padding(rows)) % BLOCK in ROWS | {0} for rows in range(1, 5000))
+    assert [padding(rows) for rows in (20, 61, 65, 256, 257, 1024, 1025, 3000)] == [0, 3, 15, 0, 63, 0, 3, 8]
+
+
+@pytest.mark.parametrize("rows", [1, 20, 61, 256, 257, 1024, 1100])
+def test_padded_and_split_products_are_the_plain_ones(rows: int) -> None:
+    torch.manual_seed(0)
+    layer, x, plus = nn.Linear(24, 40), torch.randn(rows, 24), torch.randn(rows, 40)
+    mine = Linear(layer.weight, layer.bias)
+    assert torch.allclose(mine(x), layer(x), atol=1e-5)
+    assert torch.allclose(mine(x, plus), layer(x) + plus, atol=1e-5)
