@@ -63,7 +63,7 @@ async def soak(service: Service, capacity: float, minutes: float) -> dict[str, A
     return _said("soak", run.summary() | growth)
 
 
-async def swaps(service: Service, capacity: float, count: int) -> dict[str, Any]:
+async def swaps(service: Service, rate: float, count: int) -> dict[str, Any]:
     """Releases of another policy and of a newer index in turn, then two broken ones."""
     repository, policies, grown = service.server.repository, service.shop.policies, service.shop.grown
     variants = [(policies[0], None), (policies[0], grown), (policies[1], None), (policies[1], grown)]
@@ -83,11 +83,11 @@ async def swaps(service: Service, capacity: float, count: int) -> dict[str, Any]
 
     swapping = asyncio.ensure_future(asyncio.to_thread(swap))
     async with service.raw("grpc") as send:
-        run = await open_loop(send, LOAD * capacity, service.seed, swapping, keep=True)
+        run = await open_loop(send, rate, service.seed, swapping, keep=True)
     await asyncio.sleep(SETTLE_S)
     mixed = sum(not _agrees(one, expected) for one in run.answered)
     return _said("swaps", run.summary() | {
-        "swaps": count, "policies_and_indices": len(expected), "swap_p50_s": round(statistics.median(took), 2),
+        "sent_per_s": round(rate, 1), "swaps": count, "policies_and_indices": len(expected), "swap_p50_s": round(statistics.median(took), 2),
         "failed": len(run.samples) - len(run.answered), "mixed": mixed,
         "broken_refused": swapping.result(), "memory_mb": [before, _resident_mb(service.server)],
     })  # fmt: skip

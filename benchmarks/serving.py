@@ -63,6 +63,8 @@ class Options:
     """Length of the soak; memory is compared between its second and its last minute."""
     swap_count: int = 20
     """Releases under load."""
+    swap_load: float = 0.8
+    """Share of capacity that is sent during them. A release that loads wants a processor for some seconds."""
     flood_seconds: float = 20.0
     """Length of the flood."""
     kill_load: float = 0.8
@@ -131,7 +133,7 @@ async def measure(service: Service, options: Options) -> dict[str, Any]:
     if options.all or options.soak:
         found["soak"] = await faults.soak(service, capacity, options.soak_minutes)
     if options.all or options.swaps:
-        found["swaps"] = await faults.swaps(service, capacity, options.swap_count)
+        found["swaps"] = await faults.swaps(service, options.swap_load * capacity, options.swap_count)
     if options.all or options.flood:
         found["flood"] = await faults.flood(service, capacity, options.flood_seconds)
     if options.all or options.kill:
