@@ -87,7 +87,8 @@ async def swaps(service: Service, rate: float, count: int) -> dict[str, Any]:
     await asyncio.sleep(SETTLE_S)
     mixed = sum(not _agrees(one, expected) for one in run.answered)
     return _said("swaps", run.summary() | {
-        "sent_per_s": round(rate, 1), "swaps": count, "policies_and_indices": len(expected), "swap_p50_s": round(statistics.median(took), 2),
+        "sent_per_s": round(rate, 1),
+        "swaps": count, "policies_and_indices": len(expected), "swap_p50_s": round(statistics.median(took), 2),
         "failed": len(run.samples) - len(run.answered), "mixed": mixed,
         "broken_refused": swapping.result(), "memory_mb": [before, _resident_mb(service.server)],
     })  # fmt: skip
