@@ -43,7 +43,9 @@ lint: $(READY)
 	@$(BIN)/lint-imports
 
 bench: $(READY)
-	@$(BIN)/python -m benchmarks.decoding
+	@$(BIN)/python -m benchmarks.decoding --sweep
+	@$(BIN)/python -m benchmarks.serving --all
+	@$(BIN)/python -m benchmarks.lookups
 
 clean:
 	rm -rf $(VENV) $(TRITON) runs .tessera build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
