@@ -142,7 +142,7 @@ def test_counters_reach_the_metrics_endpoint(slow: TritonServer) -> None:
     assert 0 < added["tessera_queue_seconds_total"] < 30
     assert added["nv_inference_request_success"] == 6
     assert before["tessera_busy_total"] > 50
-    assert before["tessera_late_total"] >= 0
+    assert "tessera_late_total" in before
 
 
 def test_a_flood_leaves_the_accepted_quick_and_is_forgotten(slow: TritonServer) -> None:
