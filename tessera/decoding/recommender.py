@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from tessera.decoding.filters import ItemFilter
-from tessera.decoding.forward import FusedDecoder, Prompts, decoder_of
+from tessera.decoding.forward import Decoder, FusedDecoder, Prompts, decoder_of
 from tessera.decoding.index import CatalogueIndex
 from tessera.decoding.prefixes import PrefixCache
 from tessera.decoding.search import CodeHead, Found, beam_search, columns
@@ -154,26 +154,31 @@ class Recommender:
     def rank(self, histories: Sequence[np.ndarray], k: int, beams: int, keep: ItemFilter | None = None) -> Found:
         """The same over item numbers, in one batch; histories may be empty and then get the policy's prior."""
         started = time.perf_counter()
-        model = self.backbone.model
-        if not self._decoder.serves(model):
-            self._decoder, self._head = decoder_of(model), CodeHead(model, self.backbone.sid_tokens)
+        model, (decoder, head) = self.backbone.model, self.engine()
         width = max(k, beams)
         recent = [history[-self.max_history :] for history in histories]
         tokens, mask = prompts(recent, self.codes, self._tokens, self.backbone.bos)
-        reuse = self._prefixes.budget > 0 and isinstance(self._decoder, FusedDecoder)
+        reuse = self._prefixes.budget > 0 and isinstance(decoder, FusedDecoder)
         entries = self._prefixes.find(recent) if reuse else [None] * len(recent)
         length = mask.sum(1)
         known = torch.tensor([one.tokens if one else 0 for one in entries]).minimum(length - 1)
         asked = Prompts(*(one.to(model.device) for one in (tokens, length, known)))
-        cache: Any = self._decoder.cache(len(recent), columns(asked, self.index, width))
+        cache: Any = decoder.cache(len(recent), columns(asked, self.index, width))
         if reuse:
             self._prefixes.restore(entries, known, length, tokens.shape[1], cache)
-        found = beam_search(self._decoder, self._head, self.index, asked, k=k, beams=beams, keep=keep, cache=cache)
+        found = beam_search(decoder, head, self.index, asked, k=k, beams=beams, keep=keep, cache=cache)
         if reuse:
             self._prefixes.store(recent, length, tokens.shape[1], cache)
         hits = sum(one is not None for one in entries)
         self._count(len(recent), width, hits, len(recent) - hits if reuse else 0, time.perf_counter() - started)
         return found
+
+    def engine(self) -> tuple[Decoder, CodeHead]:
+        """The decoder and the output layer, of the model's weights as they are now."""
+        model = self.backbone.model
+        if not self._decoder.serves(model):
+            self._decoder, self._head = decoder_of(model), CodeHead(model, self.backbone.sid_tokens)
+        return self._decoder, self._head
 
     def _count(self, requests: int, width: int, hits: int, misses: int, seconds: float) -> None:
         stats = self.statistics

@@ -22,9 +22,15 @@ from tessera.files import sha256_file, sha256_of
 from tessera.policy import backbone as backbones
 from tessera.policy import sft
 from tessera.policy.bundle import KIND, save_policy, tokenizer_version_of
+from tessera.policy.materials import read_materials
+from tessera.policy.mixture import Mixture, tasks_of
+from tessera.policy.task_ranking import task_metrics
+from tessera.policy.tasks import held_out
+from tessera.policy.templates import load_templates, template_file
 from tessera.schema import read_table
 
 K = 20
+TASK_CASES = 256  # of each task in a validation during training; a hit rate's standard error is 0.03 at most
 
 
 def run(
@@ -37,19 +43,27 @@ def run(
     evaluation: EvaluationSettings,
     seed: int,
     work: Path,
+    captions: Path | None = None,
+    intents: Path | None = None,
 ) -> dict[str, Any]:
     """Train a policy and write its bundle; a killed run goes on from its last checkpoint in `work`.
+
+    Args:
+        captions, intents: what tasks beside "next" (settings.tasks) are written from, as far as they need it; their
+            losses and hit rates then join the curve as "loss/<task>" and "hr@10/<task>".
 
     Returns:
         metrics: the best epoch, its validation numbers on the sampled users, the curve, and seconds.
 
     Raises:
         BundleError: no tokenizer bundle, or `sids` are not of it.
-        InputError: a missing or unusable table, or a backbone that cannot be loaded.
+        InputError: a missing or unusable table, a backbone that cannot be loaded, or tasks that are unknown or that
+            these tables hold nothing for.
     """
     started = time.monotonic()
     manifest = bundles.load_manifest(tokenizer, "tokenizer")
-    fingerprint = _fingerprint([items, splits, sids, tokenizer / bundles.MANIFEST], settings, seed)
+    told = [path for path in (template_file(), captions, intents) if path] if settings.tasks != "next" else []
+    fingerprint = _fingerprint([items, splits, sids, tokenizer / bundles.MANIFEST, *told], settings, seed)
     if (finished := _finished(bundle, fingerprint)) is not None:
         return finished
     table = read_table("sids", sids)
@@ -60,19 +74,28 @@ def run(
         )
     codebook_size = int(manifest.config["codebook_size"])
     levels = len(table["codes"][0].as_py())
-    backbone = backbones.build(settings, _texts(read_table("items", items)), levels, codebook_size, seed)
+    texts = _texts(read_table("items", items), settings, captions, intents)
+    backbone = backbones.build(settings, texts, levels, codebook_size, seed)
     nn.Module.to(backbone.model, "cuda" if torch.cuda.is_available() else "cpu")
     recommender = Recommender(backbone, table, codebook_size, settings.max_history)
     split = read_split(splits, recommender.item_ids)
+    histories = [history for history in split.train if len(history)]
+    mixture = None
+    if settings.tasks != "next":
+        materials = read_materials(
+            backbone, recommender.item_ids, recommender.codes, histories, settings, items, captions, intents
+        )
+        mixture = Mixture(histories, materials, settings)
     progress = sft.train(
         backbone,
-        [history for history in split.train if len(history)],
+        histories,
         recommender.codes,
-        _validator(recommender, split, settings, evaluation, seed),
+        _validator(recommender, split, settings, evaluation, seed, mixture),
         settings,
         seed,
         work,
         fingerprint,
+        mixture,
     )
     metrics = {
         "best_epoch": progress.best_epoch,
@@ -94,23 +117,45 @@ def run(
 
 
 def _validator(
-    recommender: Recommender, split: Split, settings: PolicySettings, evaluation: EvaluationSettings, seed: int
+    recommender: Recommender,
+    split: Split,
+    settings: PolicySettings,
+    evaluation: EvaluationSettings,
+    seed: int,
+    mixture: Mixture | None,
 ) -> Callable[[], dict[str, float]]:
     histories, targets = split.validation_cases()
     chosen = np.sort(np.random.default_rng(seed).permutation(len(targets))[: settings.validation_users])
     histories, targets = [histories[i] for i in chosen], targets[chosen]
     k = min(K, len(recommender.item_ids))
+    asked = held_out(histories, targets, settings.max_history)
 
     def validate() -> dict[str, float]:
         rows = recommender.rank_all(histories, k, k, evaluation.batch_size)
-        return ranking_metrics(ranks(rows, targets), (5, 10))
+        measured = ranking_metrics(ranks(rows, targets), (5, 10))
+        if mixture is not None:
+            of_task = task_metrics(
+                recommender, mixture.tasks, mixture.materials, asked,
+                limit=TASK_CASES, beams=k, batch_size=evaluation.batch_size, seed=seed,
+            )
+            measured |= {f"hr@10/{task}": found["hr@10"] for task, found in of_task.items()}
+        return measured
 
     return validate
 
 
-def _texts(items: pa.Table) -> list[str]:
+def _texts(items: pa.Table, settings: PolicySettings, captions: Path | None, intents: Path | None) -> list[str]:
+    """What `tiny` learns its vocabulary from; with tasks, also what else they say and the words of their templates."""
     columns = items["title"].to_pylist(), items["description"].to_pylist()
-    return [f"{title}. {text}" for title, text in zip(*columns, strict=True)]
+    texts = [f"{title}. {text}" for title, text in zip(*columns, strict=True)]
+    if settings.tasks != "next":
+        templates = load_templates()
+        words = [" ".join(templates[task].words) for task in tasks_of(settings.tasks)]
+        texts += words * len(items)  # as often as titles, so that the words become whole pieces
+        texts += [text for text in read_table("captions", captions)["caption"].to_pylist() if text] if captions else []
+        mined = read_table("intents", intents)["descriptors"].to_pylist() if intents else []
+        texts += [one["text"] for descriptors in mined for one in descriptors or ()]
+    return texts
 
 
 def _fingerprint(files: list[Path], settings: PolicySettings, seed: int) -> str:
