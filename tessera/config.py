@@ -165,6 +165,64 @@ class PolicySettings:
 
 
 @dataclass(frozen=True)
+class GrpoSettings:
+    """Reinforcement learning from rollouts (GRPO), after supervised training."""
+
+    epochs: int = 1
+    """Passes over the training cases; a case is one purchase and the history before it."""
+    cases: int = 0
+    """Cases drawn for each pass; 0 takes all."""
+    batch: int = 64
+    """Prompts a step."""
+    group: int = 16
+    """Rollouts a prompt."""
+    rollouts: Literal["beam", "sampled", "unconstrained"] = "beam"
+    """The constrained beam's items, items sampled from the constrained decoder, or codes sampled from all."""
+    temperature: float = 1.0
+    """Temperature of sampled rollouts."""
+    updates: int = 1
+    """Optimizer steps on the rollouts of a batch; from the second on the clip counts."""
+    reward: Literal["exact", "format", "prefix", "collaborative"] = "exact"
+    """What a rollout is paid: 1 for the target, the format reward, its share of the target's prefix, or likeness."""
+    bonus: Literal["none", "quality", "uniform", "random", "heuristic"] = "none"
+    """What the target is paid beyond that: its descriptors' quality (QARM), or one of the labels to compare it with."""
+    bonus_weight: float = 1.0
+    """Factor of the bonus."""
+    epsilon: float = 1e-4
+    """Added to the deviation that advantages are divided by."""
+    clip: float = 0.2
+    """How far a code's probability ratio counts."""
+    kl: float = 0.001
+    """Weight of the KL to the supervised policy."""
+    learning_rate: float = 1e-4
+    """AdamW's rate after warm-up; about 1e-6 for a pretrained backbone."""
+    validate_every: int = 50
+    """Steps between validations, each also a checkpoint."""
+
+
+@dataclass(frozen=True)
+class PreferenceSettings:
+    """Preference optimisation with several negatives (S-DPO), after supervised training."""
+
+    epochs: int = 1
+    """Passes over the training cases."""
+    cases: int = 0
+    """Cases drawn for each pass; 0 takes all."""
+    batch: int = 64
+    """Prompts a step."""
+    negatives: int = 15
+    """Dispreferred items beside the one bought."""
+    source: Literal["random", "beam"] = "random"
+    """Negatives drawn from the catalogue, or the best wrong items of the policy's own beam."""
+    beta: float = 1.0
+    """Factor of the log-ratios to the supervised policy."""
+    learning_rate: float = 1e-4
+    """AdamW's rate after warm-up."""
+    validate_every: int = 50
+    """Steps between validations, each also a checkpoint."""
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """Full-ranking evaluation."""
 
@@ -210,6 +268,8 @@ class Settings:
     enrichment: EnrichmentSettings = field(default_factory=EnrichmentSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
+    grpo: GrpoSettings = field(default_factory=GrpoSettings)
+    preference: PreferenceSettings = field(default_factory=PreferenceSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     platform: PlatformSettings = field(default_factory=PlatformSettings)
 
@@ -238,6 +298,7 @@ def preset(name: PresetName) -> Settings:
         ),
         tokenizer=TokenizerSettings(image_dim=512, fused_dim=1024, hidden_dim=1024, epochs=1000),
         policy=PolicySettings(backbone="Qwen/Qwen2.5-7B-Instruct", epochs=3, learning_rate=1e-4, validate_every=1),
+        grpo=GrpoSettings(epochs=2, kl=0.001, learning_rate=1e-6, bonus="quality", validate_every=200),
         evaluation=EvaluationSettings(beam=20),
     )
 

@@ -122,10 +122,11 @@ def _pretrained(settings: PolicySettings, levels: int, codebook_size: int) -> Ba
     tokenizer.add_tokens(sid_token_names(levels, codebook_size), special_tokens=True)
     model.resize_token_embeddings(len(tokenizer))
     backbone = wrap(model, tokenizer, levels, codebook_size)
-    return _with_lora(backbone, settings) if settings.adaptation == "lora" else backbone
+    return with_lora(backbone, settings) if settings.adaptation == "lora" else backbone
 
 
-def _with_lora(backbone: Backbone, settings: PolicySettings) -> Backbone:
+def with_lora(backbone: Backbone, settings: PolicySettings) -> Backbone:
+    """The backbone with low-rank adapters on all linear layers, which alone are trained, and with them the SID rows."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

@@ -4,8 +4,21 @@ The objective of DeepSeekMath (arXiv 2402.03300, section "Group Relative Policy 
 prompt's beam or sample as its group.
 """
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import torch
 from torch import Tensor
+
+from tessera.config import GrpoSettings
+from tessera.decoding.index import CatalogueIndex
+from tessera.policy.backbone import Backbone
+from tessera.policy.cases import Cases
+from tessera.policy.likelihood import log_probabilities
+from tessera.policy.rewards import Reward
+from tessera.policy.rollouts import roll_out
+from tessera.policy.sft import Progress
+from tessera.policy.tuning import Reference, precision, tune
 
 
 def advantages(rewards: Tensor, epsilon: float) -> Tensor:
@@ -46,3 +59,49 @@ def grpo_loss(logp: Tensor, old: Tensor, reference: Tensor, advantage: Tensor, c
     """
     objective = clipped_objective(logp, old.detach(), advantage.detach().unsqueeze(-1), clip)
     return (kl * kl_to_reference(logp, reference.detach()) - objective).mean()
+
+
+def train(
+    backbone: Backbone,
+    index: CatalogueIndex,
+    cases: Cases,
+    reward: Reward,
+    validate: Callable[[], dict[str, float]],
+    settings: GrpoSettings,
+    seed: int,
+    work: Path,
+    fingerprint: str,
+) -> Progress:
+    """Raise the reward of the policy's own rollouts; leaves the best weights in the model.
+
+    Args:
+        backbone: the supervised policy, which is also the reference of the KL.
+        reward: of rows, codes and targets; see `tessera.policy.rewards.reward_function`.
+        validate, work, fingerprint: as in `tessera.policy.tuning.tune`.
+    """
+    device = backbone.model.device
+    order = cases.order(settings.epochs, settings.cases, settings.batch, seed)
+
+    def step(number: int, reference: Reference) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        tokens, mask, targets = cases.batch(order[number], device)
+        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + number)
+        group = roll_out(
+            backbone, index, tokens, mask, settings.group, settings.rollouts, settings.temperature, generator
+        )
+        rewards = reward(group.rows, group.codes, targets)
+        advantage = advantages(rewards, settings.epsilon)
+        with torch.no_grad(), reference.in_place(), precision(device):
+            supervised = log_probabilities(backbone, tokens, mask, group.codes)
+        old: Tensor | None = None
+        for _ in range(settings.updates):
+            with precision(device):
+                logp = log_probabilities(backbone, tokens, mask, group.codes)
+            old = logp.detach() if old is None else old
+            divergence = kl_to_reference(logp.detach(), supervised).mean()
+            loss = grpo_loss(logp, old, supervised, advantage, settings.clip, settings.kl)
+            yield loss, {"reward": rewards.mean(), "kl": divergence}
+
+    return tune(
+        backbone.model, step, len(order), settings.learning_rate, settings.validate_every, validate, work, fingerprint,
+        "GRPO",
+    )

@@ -4,8 +4,16 @@ A group is one prompt's G rollouts. `rows` [groups, G] int64 are the items that 
 SID belongs to none; `targets` [groups] int64 are the items that were bought. All rewards are float32 [groups, G].
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from tessera.config import GrpoSettings
+from tessera.errors import InputError
+
+Reward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of rows [groups, G], codes [groups, G, L] and targets [groups]: rewards [groups, G]."""
 
 
 def exact_match(rows: Tensor, targets: Tensor) -> Tensor:
@@ -63,3 +71,37 @@ def gated_bonus(rows: Tensor, targets: Tensor, scores: Tensor) -> Tensor:
     tensor([[0.0000, 0.4000]])
     """
     return exact_match(rows, targets) * scores[targets].float()[:, None]
+
+
+def reward_function(
+    settings: GrpoSettings, item_codes: Tensor, scores: Tensor | None = None, vectors: Tensor | None = None
+) -> Reward:
+    """r = reward + bonus_weight * gated bonus, as the settings choose.
+
+    Args:
+        item_codes: [items, L] SIDs; scores: [items], what the bonus pays for each item; vectors: [items, D] for the
+            collaborative reward.
+
+    Raises:
+        InputError: a bonus without scores, or the collaborative reward without vectors.
+    """
+    if settings.bonus != "none" and scores is None:
+        raise InputError(f"grpo.bonus is {settings.bonus}, which pays by scores of the items; give them, or take none.")
+    if settings.reward == "collaborative" and vectors is None:
+        raise InputError("the collaborative reward compares vectors of the items; give them, or choose another reward.")
+
+    def reward(rows: Tensor, codes: Tensor, targets: Tensor) -> Tensor:
+        if settings.reward == "exact":
+            paid = exact_match(rows, targets)
+        elif settings.reward == "collaborative":
+            assert vectors is not None
+            paid = collaborative(rows, targets, vectors)
+        else:
+            wanted = item_codes[targets].long()
+            paid = prefix_match(codes, wanted) if settings.reward == "prefix" else sid_format(rows, codes, wanted)
+        if settings.bonus == "none":
+            return paid
+        assert scores is not None
+        return paid + settings.bonus_weight * gated_bonus(rows, targets, scores)
+
+    return reward

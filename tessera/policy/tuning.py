@@ -1,0 +1,110 @@
+"""The loop that GRPO and S-DPO share: steps from a supervised policy on, which stays at hand as the reference."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from tessera.policy import sft
+from tessera.policy.sft import Progress
+
+log = logging.getLogger(__name__)
+WARMUP = 0.05
+DECIDES = "ndcg@10"
+
+
+class Reference:
+    """The trained weights as they were at the start; adapters alone where adapters are all that is trained."""
+
+    def __init__(self, trained: Mapping[str, Tensor]) -> None:
+        self.trained = trained
+        self.start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the model is the reference; nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self.trained.items():
+            parameter.data, self.start[name] = self.start[name], parameter.data
+
+
+Step = Callable[[int, Reference], Iterator[tuple[Tensor, dict[str, Tensor]]]]
+
+
+def precision(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 on a GPU, where supervised training uses it too."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def tune(
+    model: PreTrainedModel,
+    step: Step,
+    steps: int,
+    learning_rate: float,
+    validate_every: int,
+    validate: Callable[[], dict[str, float]],
+    work: Path,
+    fingerprint: str,
+    name: str,
+) -> Progress:
+    """Take `steps` steps and leave the best weights by NDCG@10 in the model, the start's where none were better.
+
+    Dropout is off throughout: rollouts and likelihoods are those of the policy that is served. The rate rises over the
+    first 5% of the steps and stays.
+
+    Args:
+        step: of a step's number and the reference, yields losses, each with values to log; the optimizer acts on a
+            loss before the next is asked for. It must draw from generators of its own, so that a killed run which is
+            started again with the same `fingerprint` ends with the same weights.
+        work: folder of the checkpoints, of this training alone.
+
+    Returns:
+        progress: `epoch` counts steps, and the curve holds the start (0) and each validation.
+    """
+    model.eval()
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    reference = Reference(trained)
+    optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    progress = sft._resume(work, fingerprint, trained, optimizer)
+    if not progress.curve:
+        measured = validate()
+        progress.best = measured[DECIDES]
+        progress.curve.append({"epoch": 0, **measured})
+    seen: list[dict[str, Tensor]] = []
+    bar = tqdm(total=steps, initial=progress.epoch, desc=name, unit="step")
+    for number in range(progress.epoch, steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (number + 1) / (WARMUP * steps))
+        for loss, values in step(number, reference):
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+            optimizer.step()
+            seen.append({"loss": loss.detach(), **values})
+        bar.update()
+        progress.epoch = number + 1
+        if progress.epoch % validate_every and progress.epoch < steps:
+            continue
+        measured = {key: float(torch.stack([one[key] for one in seen]).mean()) for key in seen[0]} | validate()
+        seen.clear()
+        progress.curve.append({"epoch": progress.epoch, **measured})
+        bar.set_postfix({key: f"{measured[key]:.4f}" for key in ("loss", DECIDES)})
+        if measured[DECIDES] > progress.best:
+            progress.best, progress.best_epoch = measured[DECIDES], progress.epoch
+            sft._save_tensors(work / sft.BEST, {key: p.detach() for key, p in trained.items()})
+        sft._checkpoint(work, progress, trained, optimizer)
+    bar.close()
+    sft._load_weights(trained, load_file(work / sft.BEST) if progress.best_epoch else reference.start)
+    log.info("%s: step %d of %d was best", name, progress.best_epoch, progress.epoch)
+    return progress
