@@ -65,7 +65,7 @@ class EnrichmentSettings:
     image_encoder: str = "embedded"
     """`embedded` is EfficientNet-Lite0 from a wheel (1280-d); otherwise a hub vision model's name or folder."""
     use_captions: bool = True
-    """Put captions into the text that is embedded."""
+    """Put captions into the text that is embedded, and into what intents are mined from."""
     use_intents: bool = True
     """Put descriptors into the text that is embedded."""
     base_url: str = "http://127.0.0.1:8080/v1"

@@ -14,12 +14,14 @@ MAX_DESCRIPTORS = 8
 MAX_LIST = 12
 MIN_TEXT, MAX_TEXT = 2, 80
 MIN_CAPTION, MAX_CAPTION = 15, 900
+MIN_REWRITE, MAX_REWRITE = 5, 900
 # What constrained decoding may choose from: grammars know no bounds of fractions, and models none finer than this.
 CONFIDENCES = [step / 20 for step in range(1, 21)]
 
 _FENCE = re.compile(r"```[a-zA-Z]*\s*|```")
 _TRAILING_COMMA = re.compile(r",(\s*[\]}])")
 _LABEL = re.compile(r"^(photo |product |image )?(caption|description)\s*:\s*", re.IGNORECASE)
+_REWRITE_LABEL = re.compile(r"^(product )?(summary|paraphrase|reworded( text)?)\s*:\s*", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"^\W*(i['’]?m (very |so )?sorry|sorry\b|i (can(no|['’])t|am (unable|not able)|won['’]?t)|"
     r"as an? (ai|language model)|unfortunately, i\b|i do ?n['’]?o?t have (access|the ability)|"
@@ -61,6 +63,20 @@ def parse_caption(raw: str) -> str:
         raise ParseError(f"refused: {text[:80]!r}")
     if not MIN_CAPTION <= len(text) <= MAX_CAPTION:
         raise ParseError(f"the caption has {len(text)} characters, expected {MIN_CAPTION} to {MAX_CAPTION}")
+    return text
+
+
+def parse_rewrite(raw: str) -> str:
+    """A summary or paraphrase as one line of plain text.
+
+    Raises:
+        ParseError: empty, too short or long, or a refusal.
+    """
+    text = _REWRITE_LABEL.sub("", _squeeze(_FENCE.sub("", raw))).strip("\"“” ")
+    if _REFUSAL.match(text):
+        raise ParseError(f"refused: {text[:80]!r}")
+    if not MIN_REWRITE <= len(text) <= MAX_REWRITE:
+        raise ParseError(f"the text has {len(text)} characters, expected {MIN_REWRITE} to {MAX_REWRITE}")
     return text
 
 

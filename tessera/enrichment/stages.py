@@ -1,4 +1,4 @@
-"""The enrichment stages: captions, intents, quality. Each reads and writes tables, and calls models through the ledger.
+"""The enrichment stages: captions, intents, rewrites, quality; each reads and writes tables and asks by the ledger.
 
 Every function returns {"model_calls", "reused", "failed", "seconds"}: items sent to a model now, items answered from
 the ledger, items without an answer (recorded with their reason and tried again by the next run), and wall time.
@@ -18,7 +18,7 @@ from tessera.config import Settings
 from tessera.enrichment.embedding import run_embeddings
 from tessera.enrichment.parsing import Descriptor, Intents
 from tessera.enrichment.photos import PhotoError, open_photo, photo_hash
-from tessera.enrichment.prompts import Kind
+from tessera.enrichment.prompts import Kind, Rewrite
 from tessera.enrichment.providers import open_enricher
 from tessera.enrichment.providers.base import Enricher, Failure, Item
 from tessera.enrichment.scoring import quality_score
@@ -26,7 +26,7 @@ from tessera.enrichment.work import Done, Maker, through_ledger
 from tessera.files import sha256_of
 from tessera.schema import SCHEMAS, read_table, write_table
 
-__all__ = ["run_captions", "run_embeddings", "run_intents", "run_quality"]
+__all__ = ["run_captions", "run_embeddings", "run_intents", "run_quality", "run_rewrites"]
 
 
 def run_captions(items: Path, images: Path, out: Path, settings: Settings, ledger_url: str) -> dict[str, Any]:
@@ -63,14 +63,14 @@ def run_captions(items: Path, images: Path, out: Path, settings: Settings, ledge
 
 
 def run_intents(items: Path, captions: Path, out: Path, settings: Settings, ledger_url: str) -> dict[str, Any]:
-    """Mine intents from texts and captions (DCIM) into an `intents` table.
+    """Mine intents from texts and captions (DCIM) into an `intents` table; `use_captions` off mines texts alone.
 
     Raises:
         InputError: a table or setting is unusable.
         ModelCallError: the model cannot be reached; finished batches are kept.
     """
     started = time.monotonic()
-    known = {item.item_id: item for item in read_items(items, captions)}
+    known = {item.item_id: item for item in read_items(items, captions if settings.enrichment.use_captions else None)}
     enricher = open_enricher("intents", settings.enrichment)
     maker = _maker("intents", enricher)
     hashes = {i: sha256_of(item.text()) for i, item in known.items()}
@@ -81,6 +81,37 @@ def run_intents(items: Path, captions: Path, out: Path, settings: Settings, ledg
     done = through_ledger(Ledger(ledger_url), maker, hashes, answer, settings.enrichment.batch_size)
     empty: dict[str, Any] = {"surface": [], "motives": [], "descriptors": []}
     table = [_shared(i, maker, done.entries[i]) | (_value(done.entries[i]) or empty) for i in known]
+    write_table("intents", pa.Table.from_pylist(table, SCHEMAS["intents"]), out)
+    return _summary(done, started)
+
+
+def run_rewrites(
+    kind: Rewrite, items: Path, captions: Path, out: Path, settings: Settings, ledger_url: str
+) -> dict[str, Any]:
+    """Write a peer of the `intents` table: each item's one descriptor is its summary or paraphrase.
+
+    It takes the place of the intents in the embedded text, to tell what mining motives is worth beyond asking a model
+    for more words. `use_captions` as for intents.
+
+    Raises:
+        InputError: a table or setting is unusable.
+        ModelCallError: the model cannot be reached; finished batches are kept.
+    """
+    started = time.monotonic()
+    known = {item.item_id: item for item in read_items(items, captions if settings.enrichment.use_captions else None)}
+    enricher = open_enricher(kind, settings.enrichment)
+    maker = _maker(kind, enricher)
+    hashes = {i: sha256_of(item.text()) for i, item in known.items()}
+
+    def answer(batch: Sequence[str]) -> list[bytes | Failure]:
+        return [_payload(outcome) for outcome in enricher.rewrites(kind, [known[i] for i in batch])]
+
+    done = through_ledger(Ledger(ledger_url), maker, hashes, answer, settings.enrichment.batch_size)
+    table = []
+    for i in known:
+        text = _value(done.entries[i])
+        said = [{"text": text, "confidence": None}] if text else []
+        table.append(_shared(i, maker, done.entries[i]) | {"surface": [], "motives": [], "descriptors": said})
     write_table("intents", pa.Table.from_pylist(table, SCHEMAS["intents"]), out)
     return _summary(done, started)
 
@@ -97,7 +128,8 @@ def run_quality(
         ModelCallError: the model cannot be reached; finished batches are kept.
     """
     started = time.monotonic()
-    known = {item.item_id: item for item in read_items(items, captions, intents)}
+    seen = captions if settings.enrichment.use_captions else None
+    known = {item.item_id: item for item in read_items(items, seen, intents)}
     mined = read_table("intents", intents).to_pylist()
     confidences = {row["item_id"]: [d["confidence"] for d in row["descriptors"]] for row in mined}
     enricher = open_enricher("quality", settings.enrichment)
@@ -134,9 +166,11 @@ def with_photo(item: Item, path: Path) -> Item | Failure:
         return Failure(str(error), sent=False)
 
 
-def read_items(items: Path, captions: Path, intents: Path | None = None) -> list[Item]:
-    """Items with the captions, and if given the descriptors, that the earlier stages found for them."""
-    texts = {row["item_id"]: row["caption"] for row in read_table("captions", captions).to_pylist()}
+def read_items(items: Path, captions: Path | None, intents: Path | None = None) -> list[Item]:
+    """Items with, where given, the captions and the descriptors that the earlier stages found for them."""
+    texts: dict[str, str | None] = {}
+    if captions is not None:
+        texts = {row["item_id"]: row["caption"] for row in read_table("captions", captions).to_pylist()}
     tags: dict[str, tuple[str, ...]] = {}
     if intents is not None:
         rows = read_table("intents", intents).to_pylist()

@@ -10,8 +10,13 @@ from typing import Literal
 
 from tessera.files import sha256_of
 
-Kind = Literal["caption", "intents", "quality"]
-CURRENT: dict[Kind, str] = {"caption": "caption.v1", "intents": "intents.v1", "quality": "quality.v1"}
+Rewrite = Literal["summary", "paraphrase"]
+"""Peers of intents in the study of text variants: the same model says in other words what the text says already."""
+Kind = Literal["caption", "intents", "quality"] | Rewrite
+CURRENT: dict[Kind, str] = {
+    "caption": "caption.v1", "intents": "intents.v1", "quality": "quality.v1", "summary": "summary.v1",
+    "paraphrase": "paraphrase.v1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

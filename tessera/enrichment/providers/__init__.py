@@ -9,10 +9,12 @@ from tessera.errors import InputError
 def open_enricher(kind: Kind, settings: EnrichmentSettings) -> Enricher:
     """The provider that the settings name for `kind`; cheap, weights load when the first item is sent.
 
+    Summaries and paraphrases are asked of the model that mines intents, so that only the question differs.
+
     Raises:
         InputError: an unknown provider, or a model that it cannot have.
     """
-    chosen = {"caption": settings.captions, "intents": settings.intents, "quality": settings.quality}[kind]
+    chosen = {"caption": settings.captions, "quality": settings.quality}.get(kind, settings.intents)
     if chosen.provider == "embedded":
         from tessera.enrichment.providers.embedded import EmbeddedEnricher
 

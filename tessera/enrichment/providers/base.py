@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tessera.enrichment.parsing import Intents
-from tessera.enrichment.prompts import Kind
+from tessera.enrichment.prompts import Kind, Rewrite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,6 +69,9 @@ class Enricher(Protocol):
 
     def quality(self, items: Sequence[Item]) -> list[list[int] | Failure]:
         """A 0/1 label for each of an item's descriptors."""
+
+    def rewrites(self, kind: Rewrite, items: Sequence[Item]) -> list[str | Failure]:
+        """The item's text as a summary or in other words."""
 
 
 @dataclass(frozen=True)

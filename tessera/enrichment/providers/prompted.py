@@ -11,8 +11,9 @@ from tessera.enrichment.parsing import (
     parse_caption,
     parse_intents,
     parse_labels,
+    parse_rewrite,
 )
-from tessera.enrichment.prompts import Kind, Prompt, load_prompt
+from tessera.enrichment.prompts import Kind, Prompt, Rewrite, load_prompt
 from tessera.enrichment.providers.base import Failure, Item, LanguageModel, Message, ModelRequest
 
 T = TypeVar("T")
@@ -54,6 +55,12 @@ class PromptedEnricher:
             requests.append(ModelRequest((Message("user", text),), labels_schema(count), max_tokens=40 + 8 * count))
             parsers.append(lambda raw, count=count: parse_labels(raw, count))
         return ask(self.llm, requests, parsers)
+
+    def rewrites(self, kind: Rewrite, items: Sequence[Item]) -> list[str | Failure]:
+        """The item's text as a summary or in other words, in plain text."""
+        prompt = load_prompt(kind)
+        requests = [ModelRequest((Message("user", prompt.fill(item=i.text())),), max_tokens=200) for i in items]
+        return ask(self.llm, requests, [parse_rewrite] * len(items))
 
 
 def _own(intents: Intents, prompt: Prompt) -> Intents:
@@ -99,7 +106,7 @@ def _read(
 
 
 def _reask(request: ModelRequest, answer: str, error: str) -> ModelRequest:
-    form = "only the JSON object" if request.schema else "only the caption"
+    form = "only the JSON object" if request.schema else "only the text"
     complaint = f"That answer cannot be used: {error}. Answer again with {form} that was asked for."
     said = answer[:MAX_ECHO] or "(empty)"
     turns = (*request.messages, Message("assistant", said), Message("user", complaint))

@@ -14,17 +14,20 @@ from pathlib import Path
 
 from tessera.enrichment.encoders import embedded_image_encoder, embedded_text_encoder
 from tessera.enrichment.parsing import Intents
-from tessera.enrichment.prompts import Kind
+from tessera.enrichment.prompts import Kind, Rewrite
 from tessera.enrichment.providers.base import Failure, Item
 from tessera.enrichment.providers.embedded.captions import write_captions
 from tessera.enrichment.providers.embedded.intents import IntentMiner
 from tessera.enrichment.providers.embedded.quality import QualityJudge
+from tessera.enrichment.providers.embedded.rewrites import paraphrases, summaries
 from tessera.files import sha256_of
 
 _RULES: dict[Kind, tuple[str, ...]] = {
     "caption": ("captions.py", "pixels.py", "lexicon.v1.json"),
     "intents": ("intents.py", "lexicon.py", "lexicon.v1.json"),
     "quality": ("quality.py", "intents.py", "lexicon.py", "lexicon.v1.json"),
+    "summary": ("rewrites.py",),
+    "paraphrase": ("rewrites.py",),
 }
 
 
@@ -63,3 +66,7 @@ class EmbeddedEnricher:
     def quality(self, items: Sequence[Item]) -> list[list[int] | Failure]:
         """Labels by rule (module `quality`)."""
         return list(_judge().label(items))
+
+    def rewrites(self, kind: Rewrite, items: Sequence[Item]) -> list[str | Failure]:
+        """Stand-ins by rule for what a language model writes (module `rewrites`)."""
+        return list(summaries(embedded_text_encoder(), items) if kind == "summary" else paraphrases(items))
