@@ -86,9 +86,10 @@ class EnrichmentSettings:
 class TokenizerSettings:
     """From embeddings to semantic IDs."""
 
-    method: Literal["rqvae", "rqkmeans", "rqkmeans_balanced", "rqkmeans_plus", "opq"] = "rqvae"
+    method: Literal["rqvae", "rqkmeans", "rqkmeans_balanced", "rqkmeans_plus", "opq", "aligned"] = "rqvae"
     """Quantizer: learned end to end (`rqvae`), level-wise k-means (`rqkmeans`), the same with bounded clusters
-    (`rqkmeans_balanced`), with a residual encoder trained around it (`rqkmeans_plus`), or parallel codes (`opq`)."""
+    (`rqkmeans_balanced`), with a residual encoder trained around it (`rqkmeans_plus`), parallel codes (`opq`), or
+    purchases tied to text (`aligned`)."""
     use_images: bool = True
     """Fuse image embeddings; off gives SIDs from text alone."""
     levels: int = 3
@@ -111,6 +112,8 @@ class TokenizerSettings:
     """AdamW's peak rate."""
     commitment: float = 0.25
     """Weight of the commitment term."""
+    alignment: float = 1.0
+    """Weight of the term that ties an `aligned` code to the embedding of the item's text."""
     checkpoint_every: int = 20
     """Epochs between checkpoints that an interrupted fit resumes from."""
 

@@ -16,6 +16,7 @@ from tessera import bundle
 from tessera.config import TokenizerSettings
 from tessera.errors import BundleError, InputError
 from tessera.schema import conform
+from tessera.tokenizer.aligned import AlignedRQVAE
 from tessera.tokenizer.balanced import BalancedRQKMeans
 from tessera.tokenizer.collisions import resolve
 from tessera.tokenizer.inputs import Inputs, read_inputs
@@ -36,10 +37,10 @@ def build(settings: TokenizerSettings, text_dim: int, image_dim: int) -> RQVAE |
     clustered: dict[str, type[RQKMeans]] = {"rqkmeans": RQKMeans, "rqkmeans_balanced": BalancedRQKMeans, "opq": OPQ}
     if s.method in clustered:
         return clustered[s.method](text_dim, image_dim, s.latent_dim, s.levels, s.codebook_size)
-    trained = RQKMeansPlus if s.method == "rqkmeans_plus" else RQVAE
-    return trained(
-        text_dim, image_dim, s.image_dim, s.fused_dim, s.hidden_dim, s.latent_dim, s.levels, s.codebook_size
-    )
+    widths = (text_dim, image_dim, s.image_dim, s.fused_dim, s.hidden_dim, s.latent_dim, s.levels, s.codebook_size)
+    if s.method == "aligned":
+        return AlignedRQVAE(*widths, s.alignment)
+    return RQKMeansPlus(*widths) if s.method == "rqkmeans_plus" else RQVAE(*widths)
 
 
 class Tokenizer:

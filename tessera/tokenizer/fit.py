@@ -37,8 +37,8 @@ def run(
         items, images, utilisation and perplexity (a list, one number a level) and reconstruction_cosine (between the
         balanced, centred inputs and what `decode` rebuilds) of the quantizer, collision_rate_before and
         collision_rate_after, moved (share of items that collision resolution moved), epochs and curve (a record an
-        epoch: epoch, loss, reconstruction, codebook, commitment, utilisation, which is 0 in the warm-up; empty for
-        RQ-KMeans).
+        epoch: epoch, loss, reconstruction, codebook, commitment, alignment, utilisation, which is 0 in the
+        warm-up; empty for methods without gradients).
 
     Raises:
         InputError: settings out of range, unusable embeddings, or more items than SIDs.
@@ -49,6 +49,11 @@ def run(
         raise InputError(
             f"{len(inputs.item_ids)} items do not fit into {settings.levels} levels of {settings.codebook_size} codes; "
             "raise tokenizer.codebook_size or tokenizer.levels."
+        )
+    if settings.method == "aligned" and not inputs.has_image.any():
+        raise InputError(
+            "alignment tokenization quantizes collaborative vectors and these embeddings have none; make them with "
+            "tessera.tokenizer.collaborative, and leave tokenizer.use_images on."
         )
     fingerprint = _fingerprint(inputs, settings, seed)
     tokenizer, metrics = _finished(bundle, fingerprint)
@@ -78,8 +83,8 @@ def _check(settings: TokenizerSettings) -> None:
             f"tokenizer.latent_dim is {settings.latent_dim}; OPQ cuts it into {settings.levels} levels, "
             "so give it as many."
         )
-    if not settings.learning_rate > 0 or not settings.commitment >= 0:
-        raise InputError("tokenizer.learning_rate must be above 0 and tokenizer.commitment not below 0.")
+    if not settings.learning_rate > 0 or not settings.commitment >= 0 or not settings.alignment >= 0:
+        raise InputError("tokenizer.learning_rate must be above 0, tokenizer.commitment and .alignment not below 0.")
 
 
 def _fingerprint(inputs: Inputs, settings: TokenizerSettings, seed: int) -> str:

@@ -14,16 +14,20 @@ from tessera.tokenizer.kmeans import lookup, quantize, residual_kmeans, squared_
 
 @dataclass(frozen=True)
 class Losses:
-    """Terms of one batch, each a mean over items of squared lengths, and the codes [N, L] that were chosen."""
+    """Terms of one batch, each a mean over items of squared lengths, and the codes [N, L] that were chosen.
+
+    `alignment`, already weighted, is what ties the codes to another space; 0 for a method that has no such term.
+    """
 
     reconstruction: Tensor
     codebook: Tensor
     commitment: Tensor
     codes: Tensor
+    alignment: Tensor | float = 0.0
 
     def total(self, beta: float) -> Tensor:
-        """L = L_recon + L_codebook + beta L_commit (TIGER, section 3.1)."""
-        return self.reconstruction + self.codebook + beta * self.commitment
+        """L = L_recon + L_codebook + beta L_commit (TIGER, section 3.1) + what a method adds."""
+        return self.reconstruction + self.codebook + beta * self.commitment + self.alignment
 
 
 class RQVAE(nn.Module):
@@ -63,7 +67,7 @@ class RQVAE(nn.Module):
     def losses(self, x: Tensor, has_image: Tensor, *, quantized: bool = True) -> Losses:
         """The terms of `Losses` for a batch; `quantized=False` (warm-up) is the plain autoencoder."""
         z = self.latents(x, has_image)
-        codes, codebook, commitment = residual_terms(z, self.codebooks) if quantized else _no_terms(z)
+        codes, codebook, commitment = residual_terms(z, self.codebooks) if quantized else no_terms(z)
         passed = z + (lookup(codes, self.codebooks) - z).detach() if quantized else z
         return Losses(self.reconstruction(x, has_image, self.reconstruct(passed)), codebook, commitment, codes)
 
@@ -105,6 +109,7 @@ def residual_terms(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor
     return torch.stack(codes, 1), codebook, commitment
 
 
-def _no_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def no_terms(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `residual_terms` returns, for a batch that is not quantized: no codes and no losses."""
     zero = z.new_zeros(())
     return torch.zeros(len(z), 0, dtype=torch.long, device=z.device), zero, zero

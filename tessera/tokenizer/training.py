@@ -69,7 +69,7 @@ class Training:
         quantized = self.epoch >= self.warmup
         levels, size, _ = self.model.codebooks.shape
         usage = torch.zeros(levels, size, device=x.device)
-        terms = torch.zeros(4, device=x.device, dtype=torch.float64)
+        terms = torch.zeros(5, device=x.device, dtype=torch.float64)
         order = torch.randperm(len(x), generator=self.generator).to(x.device)
         batches = order.split(min(self.settings.batch_size, -(-len(x) // LEAST_STEPS)))
         for step, rows in enumerate(batches):
@@ -79,13 +79,14 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
             self.optimizer.step()
-            parts = torch.stack([total, losses.reconstruction, losses.codebook, losses.commitment]).detach()
+            alignment = torch.as_tensor(losses.alignment, device=x.device)
+            parts = torch.stack([total, losses.reconstruction, losses.codebook, losses.commitment, alignment]).detach()
             terms += parts.double() * len(rows) / len(x)
             for level, codes in enumerate(losses.codes.T):
                 usage[level] += torch.bincount(codes, minlength=size)
         if quantized and self.epoch < self.settings.epochs * (1 - SETTLE):
             self._revive(usage, x[batches[0]], has_image[batches[0]])
-        names = ("loss", "reconstruction", "codebook", "commitment")
+        names = ("loss", "reconstruction", "codebook", "commitment", "alignment")
         utilisation = [round(share, 4) for share in (usage > 0).float().mean(1).tolist()]
         values = {name: round(value, 6) for name, value in zip(names, terms.tolist(), strict=True)}
         return {"epoch": self.epoch + 1, **values, "utilisation": utilisation}
