@@ -1,0 +1,167 @@
+"""Grounding: items, their words, the world's words and each other in one space.
+
+SIGMA's multi-view contrastive training. An item's own vector is drawn to three views of it: the embedding of its text;
+the embedding of what the world says of it (category, brand, intents); and the vector of an item bought next to it.
+Tokenizers that read the grounded vectors in place of the raw ones, and each item's own token in a hybrid SID, start
+from that space.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from tqdm import tqdm
+
+from tessera.errors import InputError
+from tessera.schema import conform
+from tessera.tokenizer.fusion import Balance, Fusion
+from tessera.tokenizer.inputs import Inputs
+
+WIDTH, HIDDEN, TEMPERATURE = 128, 256, 0.07
+EPOCHS, BATCH, LEARNING_RATE = 30, 256, 1e-3
+
+
+@dataclass(frozen=True)
+class Views:
+    """What grounding learns from; rows are items in order of item_id.
+
+    text and knowledge [N, Dt]: embeddings of the item's text and of its knowledge text; bought [P, 2]: rows of items
+    bought one after the other in training.
+    """
+
+    text: NDArray[np.float32]
+    knowledge: NDArray[np.float32]
+    bought: NDArray[np.int64]
+
+
+class Grounding(nn.Module):
+    """Item encoder (CMSA's fusion and a hidden layer) and a linear map for each text view; all give unit vectors."""
+
+    def __init__(self, text_dim: int, image_dim: int, width: int = WIDTH) -> None:
+        super().__init__()
+        self.balance = Balance(text_dim, image_dim)
+        self.fusion = Fusion(text_dim, image_dim, HIDDEN // 2, HIDDEN)
+        self.item = nn.Sequential(nn.GELU(), nn.Linear(HIDDEN, width))
+        self.text, self.knowledge = nn.Linear(text_dim, width), nn.Linear(text_dim, width)
+
+    def forward(self, x: Tensor, has_image: Tensor) -> Tensor:
+        """Balanced [text; image] [N, Dt + Di], has_image [N] -> grounded unit vectors [N, D]."""
+        return normalize(self.item(self.fusion(x, has_image)), dim=1)
+
+    @torch.no_grad()
+    def vectors(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Grounded vectors [N, D] of items, of new ones too."""
+        text, image, has_image = (torch.from_numpy(a) for a in (inputs.text, inputs.image, inputs.has_image))
+        if image.shape[1] == 0:
+            image = torch.zeros(len(text), self.balance.image_dim)
+        return self.eval()(self.balance(text, image, has_image), has_image).numpy()
+
+
+def info_nce(a: Tensor, b: Tensor, same: Tensor | None = None, temperature: float = TEMPERATURE) -> Tensor:
+    """Symmetric InfoNCE: L = -1/2 mean_i [ln softmax_j(a_i.b_j / t)_i + ln softmax_j(b_i.a_j / t)_i].
+
+    van den Oord et al. (arXiv 1807.03748), equation 4, in both directions as CLIP has it.
+
+    Args:
+        a, b: [B, D] unit rows, a_i and b_i of a pair.
+        same: [B], what a row is of; two rows of the same are no negatives of each other.
+    """
+    logits = a @ b.T / temperature
+    if same is not None:
+        alike = (same[:, None] == same) & ~torch.eye(len(a), dtype=torch.bool, device=a.device)
+        logits = logits.masked_fill(alike, -torch.inf)
+    own = torch.arange(len(a), device=a.device)
+    return 0.5 * (cross_entropy(logits, own) + cross_entropy(logits.T, own))
+
+
+def bought_next(histories: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Pairs [P, 2] of different items that follow one another in a training history (rows of items)."""
+    pairs = [pair for history in histories for pair in pairwise(history) if pair[0] != pair[1]]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def knowledge_texts(items: pa.Table, intents: pa.Table) -> dict[str, str]:
+    """Item id -> "categories. brand. descriptors", what the world says of an item; never its title or description."""
+    tags = {row["item_id"]: ", ".join(d["text"] for d in row["descriptors"]) for row in intents.to_pylist()}
+    texts: dict[str, str] = {}
+    for row in conform("items", items).to_pylist():
+        parts = [", ".join(filter(None, row["categories"])), row["brand"], tags.get(row["item_id"], "")]
+        texts[row["item_id"]] = ". ".join(part.strip() for part in parts if part.strip())
+    return texts
+
+
+def fit(inputs: Inputs, views: Views, seed: int, epochs: int = EPOCHS) -> tuple[Grounding, list[Mapping[str, Any]]]:
+    """Train on L = L_text + L_knowledge + L_bought, each an `info_nce` of items against that view.
+
+    The same inputs and seed give the same model on the same machine.
+
+    Returns:
+        the model and its curve, a record an epoch: epoch, text, knowledge, bought.
+
+    Raises:
+        InputError: views of another number of items.
+    """
+    items = len(inputs.item_ids)
+    if len(views.text) != items or len(views.knowledge) != items:
+        raise InputError(f"the views are not of the {items} items that are to be grounded; embed the same catalogue.")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Grounding(inputs.text.shape[1], inputs.image.shape[1])
+    generator = torch.Generator().manual_seed(seed)
+    text, image, has_image = (torch.from_numpy(a) for a in (inputs.text, inputs.image, inputs.has_image))
+    x = model.balance.fit(text, image, has_image)(text, image, has_image)
+    said, world = (centred(torch.from_numpy(view)) for view in (views.text, views.knowledge))
+    # Items about which the text, or the world, says the same are no negatives of each other.
+    same_text, same_world = (
+        torch.unique(torch.from_numpy(view), dim=0, return_inverse=True)[1] for view in (views.text, views.knowledge)
+    )
+    bought = torch.from_numpy(views.bought)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+    curve: list[Mapping[str, Any]] = []
+    for epoch in tqdm(range(epochs), desc="Grounding", unit="epoch"):
+        sums = torch.zeros(3)
+        batches = torch.randperm(items, generator=generator).split(BATCH)
+        for rows in batches:
+            own = model(x[rows], has_image[rows])
+            losses = [
+                info_nce(own, normalize(model.text(said[rows]), dim=1), same_text[rows]),
+                info_nce(own, normalize(model.knowledge(world[rows]), dim=1), same_world[rows]),
+                _bought_loss(model, x, has_image, bought, generator),
+            ]
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+            sums += torch.stack(losses).detach() / len(batches)
+        means = [round(value, 6) for value in sums.tolist()]
+        curve.append({"epoch": epoch + 1, **dict(zip(("text", "knowledge", "bought"), means, strict=True))})
+    return model, curve
+
+
+def _bought_loss(model: Grounding, x: Tensor, has_image: Tensor, bought: Tensor, generator: torch.Generator) -> Tensor:
+    """InfoNCE of pairs drawn from those bought together; 0 where nothing was."""
+    if not len(bought):
+        return x.new_zeros(())
+    first, second = bought[torch.randint(len(bought), (min(BATCH, len(bought)),), generator=generator)].T
+    a, b = (model(x[rows], has_image[rows]) for rows in (first, second))
+    # A negative that is the pair's own partner under another row is none.
+    return info_nce(a, b, second)
+
+
+def centred(x: Tensor) -> Tensor:
+    """Unit rows less their mean, unit again, scaled to components of about 1; x [N, D]."""
+    unit = normalize(x, dim=1)
+    return normalize(unit - unit.mean(0), dim=1) * x.shape[1] ** 0.5
+
+
+def grounded_table(inputs: Inputs, vectors: NDArray[np.float32]) -> pa.Table:
+    """An `embeddings` table with grounded vectors [N, D] in place of text and image: any tokenizer reads it."""
+    column = pa.array(vectors.tolist(), pa.list_(pa.float32()))
+    nothing = pa.nulls(len(vectors), pa.list_(pa.float32()))
+    return conform("embeddings", pa.table({"item_id": inputs.item_ids, "text": column, "image": nothing}))

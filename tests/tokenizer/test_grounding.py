@@ -1,0 +1,109 @@
+"""InfoNCE by hand and its direction; a space in which text, world and purchases agree."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from tessera.errors import InputError
+from tessera.schema import SCHEMAS
+from tessera.tokenizer import grounding
+from tessera.tokenizer.grounding import Views, bought_next, grounded_table, info_nce, knowledge_texts
+from tessera.tokenizer.inputs import Inputs, read_inputs
+
+
+def test_info_nce_by_hand() -> None:
+    # a = b = the axes, temperature 1: each row's logits are (1, 0), so L = ln(1 + e^-1) = 0.3133 both ways.
+    axes = torch.eye(2)
+    assert info_nce(axes, axes, temperature=1.0).item() == pytest.approx(0.313262, abs=1e-5)
+    # b turned round: logits (0, 1), L = ln(1 + e).
+    assert info_nce(axes, axes.flip(0), temperature=1.0).item() == pytest.approx(1.313262, abs=1e-5)
+    # One temperature for all: 0.5 doubles the logits.
+    assert info_nce(axes, axes, temperature=0.5).item() == pytest.approx(0.126928, abs=1e-5)
+
+
+def test_info_nce_draws_pairs_together_and_others_apart() -> None:
+    a, b = torch.eye(2, requires_grad=True), torch.tensor([[0.6, 0.8], [0.8, 0.6]])
+    gradient = torch.autograd.grad(info_nce(a, b, temperature=1.0), a)[0]
+    stepped = a.detach() - 0.1 * gradient
+    before, after = a.detach() @ b.T, stepped @ b.T
+    assert (after.diagonal() - before.diagonal() > after.flip(0).diagonal() - before.flip(0).diagonal()).all()
+
+
+def test_the_same_said_of_two_items_makes_them_no_negatives() -> None:
+    a, b = torch.eye(3), torch.eye(3)
+    b[1] = b[0]
+    apart, alike = info_nce(a, b, temperature=1.0), info_nce(a, b, torch.tensor([5, 5, 7]), temperature=1.0)
+    assert alike < apart
+    # Rows 0 and 1 have only row 2 as a negative, row 2 has both. a to b: logits (1, -, 0), (-, 0, 0), (0, 0, 1).
+    rows = [np.log(1 + np.exp(-1.0)), np.log(2.0), np.log(1 + 2 * np.exp(-1.0))]
+    assert alike.item() == pytest.approx(np.mean(rows), abs=1e-5)
+
+
+def test_only_neighbours_in_a_history_are_pairs() -> None:
+    assert bought_next([[3, 1, 1, 2], [4]]).tolist() == [[3, 1], [1, 2]]
+    assert bought_next([[1]]).shape == (0, 2)
+
+
+def test_knowledge_says_nothing_of_the_title() -> None:
+    row = {"item_id": "a", "title": "Nova Ball", "description": "Round.", "brand": "Nova", "categories": ["Sports"]}
+    items = pa.Table.from_pylist([row | {"attributes": [], "image_status": "none", "image": None}], SCHEMAS["items"])
+    tags = [{"text": "beach games", "confidence": 0.9}, {"text": "holiday", "confidence": None}]
+    made = {"provider": "p", "model": "m", "prompt_version": "v", "status": "ok", "reason": None}
+    intents = pa.Table.from_pylist(
+        [made | {"item_id": "a", "surface": [], "motives": [], "descriptors": tags}], SCHEMAS["intents"]
+    )
+    assert knowledge_texts(items, intents) == {"a": "Sports. Nova. beach games, holiday"}
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[Inputs, Views, np.ndarray, np.ndarray]:
+    """160 items: 8 families in the text, 5 intents that the world alone tells, purchases within (group of) 4 themes."""
+    draw = np.random.default_rng(0)
+    rows = np.arange(160)
+    family, theme = rows % 8, rows // 8 % 4
+    text = (draw.normal(size=(8, 12))[family] + 0.5 * draw.normal(size=(160, 12))).astype(np.float32)
+    image = (draw.normal(size=(4, 10))[theme] + 0.5 * draw.normal(size=(160, 10))).astype(np.float32)
+    knowledge = draw.normal(size=(32, 12)).astype(np.float32)[family * 4 + theme]
+    of_theme = [rows[theme == one] for one in range(4)]
+    bought = bought_next([draw.permutation(of_theme[user % 4])[:6].tolist() for user in range(80)])
+    inputs = Inputs([f"i{row:03d}" for row in rows], text, image, np.ones(160, bool))
+    return inputs, Views(text, knowledge, bought), family, theme
+
+
+def test_views_agree_in_the_grounded_space(world: tuple) -> None:
+    inputs, views, family, theme = world
+    model, curve = grounding.fit(inputs, views, seed=0, epochs=30)
+    assert all(curve[-1][name] < 0.8 * curve[0][name] for name in ("text", "knowledge", "bought"))
+    vectors = model.vectors(inputs)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(160), abs=1e-5)
+    likeness, other = vectors @ vectors.T, ~np.eye(160, dtype=bool)
+    same_theme, same_family = theme[:, None] == theme, family[:, None] == family
+    # Bought together: nearer than what is not, within a family and across.
+    assert likeness[same_theme & other].mean() > likeness[~same_theme].mean() + 0.2
+    assert likeness[same_theme & same_family & other].mean() > likeness[same_family & ~same_theme].mean() + 0.2
+    again = grounding.fit(inputs, views, seed=0, epochs=30)[0].vectors(inputs)
+    assert np.array_equal(vectors, again)
+
+
+def test_without_purchases_the_other_views_remain(world: tuple) -> None:
+    inputs, views, *_ = world
+    curve = grounding.fit(inputs, Views(views.text, views.knowledge, np.empty((0, 2), np.int64)), 0, epochs=3)[1]
+    assert [record["bought"] for record in curve] == [0.0] * 3
+    assert curve[-1]["knowledge"] < curve[0]["knowledge"]
+
+
+def test_views_of_other_items_are_refused(world: tuple) -> None:
+    inputs, views, *_ = world
+    with pytest.raises(InputError, match="not of the 160 items"):
+        grounding.fit(inputs, Views(views.text[:5], views.knowledge, views.bought), 0)
+
+
+def test_any_tokenizer_reads_grounded_vectors(world: tuple, fit_table: Callable) -> None:
+    inputs, views, *_ = world
+    vectors = grounding.fit(inputs, views, 0, epochs=2)[0].vectors(inputs)
+    table = grounded_table(inputs, vectors)
+    assert np.array_equal(read_inputs(table).text, vectors)
+    assert fit_table(table)["collision_rate_after"] == 0.0
