@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 TRITON := .venv-triton
 RUN ?= runs/demo
 
-.PHONY: demo test lint bench clean setup help
+.PHONY: demo test lint bench bench-setup clean setup help
 
 help:
 	@echo "make demo    set up, run the whole chain on the demo shop, print answers from Triton"
 	@echo "make test    set up, run every test"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the benchmarks that the documents quote"
+	@echo "make bench-setup  the environment of the peers from RecBole, for the quality benchmark"
 	@echo "make clean   remove environments, runs and caches"
 
 setup: $(READY)
@@ -47,5 +48,8 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.serving --all
 	@$(BIN)/python -m benchmarks.lookups
 
+bench-setup: $(READY)
+	@$(BIN)/python -m benchmarks.peers.environment
+
 clean:
-	rm -rf $(VENV) $(TRITON) runs .tessera build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(TRITON) .venv-recbole runs .tessera build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

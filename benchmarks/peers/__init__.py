@@ -1,0 +1,1 @@
+"""Peers from RecBole, trained in an environment of their own on our split and measured with our metrics."""
