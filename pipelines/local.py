@@ -33,13 +33,16 @@ def home_of(settings: Settings) -> Path:
 def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
     """The training pipeline's parameters: to each step the sections of the settings that it uses."""
 
-    def only(*names: str) -> str:
+    def only(*names: str, **more: Any) -> str:
         whole = json.loads(to_json(settings))
-        return json.dumps({name: whole[name] for name in names}, sort_keys=True)
+        return json.dumps({name: whole[name] for name in names} | more, sort_keys=True)
 
+    # A joint embedding shows photos to its model, or does not; two encoders leave that to the tokenizer.
+    joint = settings.enrichment.multimodal.provider != "embedded"
+    shown = {"tokenizer": {"use_images": settings.tokenizer.use_images}} if joint else {}
     return {
         "ingest_settings": only("source", "path", "seed", "catalogue", "shop"),
-        "enrichment_settings": only("catalogue", "enrichment"),
+        "enrichment_settings": only("catalogue", "enrichment", **shown),
         "tokenizer_settings": only("seed", "tokenizer"),
         "policy_settings": only("seed", "policy"),
         "evaluation_settings": only("evaluation", "platform"),

@@ -68,7 +68,7 @@ def enrich(ingest_settings: Any, enrichment_settings: Any, home: Any, source_dig
         embed(catalogue=catalogue, items=items, captions=captions, intents=intents, **asked).after(intents_ok)
     )
     embeddings = embedded.outputs["embeddings"]
-    embeddings_ok = light(gate_embeddings(items=items, embeddings=embeddings))
+    embeddings_ok = light(gate_embeddings(items=items, embeddings=embeddings, settings=enrichment_settings))
     stats = {
         "ingest": source,
         "gate_catalogue": catalogue_ok,

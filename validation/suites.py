@@ -27,12 +27,15 @@ OK = Column("status") == "ok"
 WITH_PHOTO = Column("image_status") == "ok"
 
 
-def build(suite: Suite, limits: Thresholds, codebook_size: int | None = None) -> dict[str, Checks]:
+def build(
+    suite: Suite, limits: Thresholds, codebook_size: int | None = None, *, joint: bool = False
+) -> dict[str, Checks]:
     """The Expectations of gate `suite`, by table.
 
     Args:
         limits: the thresholds.
         codebook_size: codes of one level, for the range of SIDs; None when it is not known.
+        joint: text vectors hold the photos, too, so none has a vector of its own.
     """
     if suite == "catalogue":
         return {"items": _items(limits), "interactions": _interactions(), "splits": _splits()}
@@ -42,7 +45,7 @@ def build(suite: Suite, limits: Thresholds, codebook_size: int | None = None) ->
         covered = [_covered("intents"), _covered("quality")]
         return {"items": covered, "intents": _intents(limits), "quality": _quality(limits)}
     if suite == "embeddings":
-        return {"items": [_covered("embeddings")], "embeddings": _embeddings(limits)}
+        return {"items": [_covered("embeddings")], "embeddings": _embeddings(limits, joint=joint)}
     return {"items": [_covered("sids")], "sids": _sids(limits, codebook_size)}
 
 
@@ -210,7 +213,7 @@ def _quality(limits: Thresholds) -> Checks:
     ]
 
 
-def _embeddings(limits: Thresholds) -> Checks:
+def _embeddings(limits: Thresholds, *, joint: bool) -> Checks:
     checks = [*schema("embeddings"), gxe.ExpectColumnValuesToBeUnique(column="item_id"), _known()]
     repeated: dict[str, dict[str, Any]] = {
         "text": {"mostly": 1 - limits.duplicate_text_share},
@@ -229,10 +232,10 @@ def _embeddings(limits: Thresholds) -> Checks:
                 column=column, description=f"{column} vectors tell items apart", **repeated[column]
             ),
         ]
-    checks.append(
-        gxe.ExpectColumnValuesToNotBeNull(column="image", row_condition=WITH_PHOTO, mostly=1 - limits.lost_image_share)
-    )
-    return checks
+    if joint:
+        return [*checks, gxe.ExpectColumnValuesToBeNull(column="image")]
+    lost = limits.lost_image_share
+    return [*checks, gxe.ExpectColumnValuesToNotBeNull(column="image", row_condition=WITH_PHOTO, mostly=1 - lost)]
 
 
 def _sids(limits: Thresholds, codebook_size: int | None) -> Checks:

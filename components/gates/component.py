@@ -55,16 +55,18 @@ def gate_intents(
 
 @dsl.component(base_image=image("publish"), install_kfp_package=False)
 def gate_embeddings(
-    items: Input[Dataset], embeddings: Input[Dataset], docs: Output[HTML], stats: Output[Artifact]
+    items: Input[Dataset], embeddings: Input[Dataset], settings: str, docs: Output[HTML], stats: Output[Artifact]
 ) -> None:
     """Embeddings: NaN, norm, width, one for every item."""
     from pathlib import Path
 
     from components.stage import run_stage
+    from tessera.config import from_json
     from validation.gate import run
 
     tables = {"items": Path(items.path), "embeddings": Path(embeddings.path)}
-    run_stage("gate-embeddings", stats.path, run, "embeddings", tables, Path(docs.path))
+    joint = from_json(settings).enrichment.multimodal.provider != "embedded"
+    run_stage("gate-embeddings", stats.path, run, "embeddings", tables, Path(docs.path), joint=joint)
 
 
 @dsl.component(base_image=image("publish"), install_kfp_package=False)

@@ -1,5 +1,6 @@
-"""The embedding stage: one text vector and, with a photo, one image vector per item (CMSA path 2)."""
+"""The embedding stage: one text vector and, with a photo, one image vector per item (CMSA path 2), or one of both."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,15 @@ import pyarrow as pa
 from tessera.catalog.ledger import Entry, Ledger
 from tessera.config import EnrichmentSettings, Settings
 from tessera.enrichment.encoders import MAX_TOKENS, open_image_encoder, open_text_encoder
+from tessera.enrichment.multimodal import JointEncoder, open_joint_encoder
 from tessera.enrichment.photos import PhotoError, open_photo, photo_hash
 from tessera.enrichment.providers.base import Failure
 from tessera.enrichment.work import Done, Maker, through_ledger
-from tessera.errors import InputError
+from tessera.errors import InputError, ModelCallError
 from tessera.files import sha256_of
 from tessera.schema import SCHEMAS, read_table, write_table
+
+log = logging.getLogger(__name__)
 
 
 def run_embeddings(
@@ -25,19 +29,28 @@ def run_embeddings(
     """Embed metadata + caption + descriptors, and photos, into an `embeddings` table.
 
     Every item gets a text vector from what there is of it; an item without a usable photo has a null image vector.
+    With `enrichment.multimodal` the photo goes into the text vector and all image vectors are null;
+    `tokenizer.use_images` off keeps it out of there, too.
 
     Returns:
-        "model_calls" and "reused", each {"text": n, "image": n}; "failed", photos that cannot be read; "seconds".
+        "model_calls" and "reused", each {"text": n, "image": n}, a joint embedding counting as text; "failed", photos
+        that cannot be read; "seconds".
 
     Raises:
         InputError: a table or an encoder is unusable.
+        ModelCallError: `enrichment.multimodal` cannot be reached, or gave some item no vector; the others are kept.
     """
     started = time.monotonic()
     chosen, ledger = settings.enrichment, Ledger(ledger_url)
     rows = read_table("items", items).to_pylist()
     texts = embedding_texts(rows, captions, intents, chosen)
-    text = _embed_texts(texts, chosen, ledger)
-    image = _embed_photos({row["item_id"]: images / row["image"] for row in rows if row["image"]}, chosen, ledger)
+    photos = {row["item_id"]: images / row["image"] for row in rows if row["image"]}
+    encoder = open_joint_encoder(chosen)
+    if encoder is None:
+        text, image = _embed_texts(texts, chosen, ledger), _embed_photos(photos, chosen, ledger)
+    else:
+        seen = photos if settings.tokenizer.use_images else {}
+        text, image = _embed_jointly(encoder, texts, seen, chosen.batch_size, ledger)
     ids = [row["item_id"] for row in rows]
     vectors = [vector_column([text.entries[i] for i in ids]), vector_column([image.entries.get(i) for i in ids])]
     write_table("embeddings", pa.table([pa.array(ids, pa.string()), *vectors], SCHEMAS["embeddings"].names), out)
@@ -122,6 +135,37 @@ def _embed_photos(photos: Mapping[str, Path], settings: EnrichmentSettings, ledg
         return [outcomes[i] for i in batch]
 
     return through_ledger(ledger, maker, hashes, answer, settings.batch_size)
+
+
+def _embed_jointly(
+    encoder: JointEncoder, texts: Mapping[str, str], photos: Mapping[str, Path], batch_size: int, ledger: Ledger
+) -> tuple[Done, Done]:
+    """Vectors of text and photo in one, and (no entries) the photos that could not be read: their text is embedded."""
+    maker = Maker("joint_embedding", encoder.provider, encoder.identity, "v1")
+    hashes = {i: sha256_of(f"{text}\0{photo_hash(photos[i]) if i in photos else ''}") for i, text in texts.items()}
+    unread = 0
+
+    def answer(batch: Sequence[str]) -> list[bytes | Failure]:
+        nonlocal unread
+        seen: list[Any] = []
+        for i in batch:
+            try:
+                seen.append(open_photo(photos[i]) if i in photos else None)
+            except PhotoError as error:
+                log.warning("%s is embedded by its text alone: %s", i, error)
+                unread += 1
+                seen.append(None)
+        vectors = encoder.encode([texts[i] for i in batch], seen)
+        return [v if isinstance(v, Failure) else v.astype("<f4").tobytes() for v in vectors]
+
+    done = through_ledger(ledger, maker, hashes, answer, batch_size)
+    if done.failed:
+        reason = next(entry.reason for entry in done.entries.values() if entry.status == "failed")
+        raise ModelCallError(
+            f"{encoder.identity} gave {done.failed} of {len(texts)} items no embedding ({reason}); run again to ask "
+            "for these, or leave enrichment.multimodal out."
+        )
+    return done, Done({}, 0, 0, unread)
 
 
 def _provider(encoder: str) -> str:

@@ -95,7 +95,7 @@ class TextEncoder:
         try:
             model = SentenceTransformer(place, revision=self.revision, device=device)
         except Exception as error:  # OSError, ValueError, SafetensorError, KeyError, ... as the files are broken
-            raise _not_loaded("text", self.name, error) from None
+            raise not_loaded("text", self.name, error) from None
         self._limit = model.get_max_seq_length() or MAX_TOKENS
         return model
 
@@ -189,7 +189,7 @@ class HubImageEncoder:
             model = AutoModel.from_pretrained(self.name, revision=self.revision).to(device).eval()
             return model, AutoImageProcessor.from_pretrained(self.name, revision=self.revision)
         except Exception as error:  # as above
-            raise _not_loaded("image", self.name, error) from None
+            raise not_loaded("image", self.name, error) from None
 
 
 @lru_cache(maxsize=1)
@@ -235,7 +235,8 @@ def _side_by_side(forward: Callable[[T], R], batches: Sequence[T]) -> list[R]:
         torch.set_num_threads(threads)
 
 
-def _not_loaded(kind: str, name: str, error: Exception) -> InputError:
+def not_loaded(kind: str, name: str, error: Exception) -> InputError:
+    """What to raise when an encoder's files are missing or broken."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return InputError(f"{kind} encoder {name!r} cannot be loaded ({reason}); check its name or folder.")
 

@@ -11,7 +11,7 @@ import pytest
 from pipelines.local import arguments, forget_failures, home_of, source_digest
 from pipelines.tokenization import tokenization
 from pipelines.training import training
-from tessera.config import PlatformSettings, Settings, from_json, preset
+from tessera.config import EnrichmentSettings, ModelSettings, PlatformSettings, Settings, from_json, preset
 from tessera.errors import InputError
 from tessera.files import write_json
 
@@ -71,6 +71,17 @@ def test_a_changed_setting_reaches_only_the_steps_that_use_it(
     other = replace(settings, **{section: replace(getattr(settings, section), **{field: value})})
     one, two = (arguments(each, tmp_path, tmp_path) for each in (settings, other))
     assert {name for name in one if one[name] != two[name]} == changed | {"platform_settings"}
+
+
+def test_a_joint_embedding_is_told_whether_to_look_at_photos(tmp_path: Path) -> None:
+    """Two encoders leave that to the tokenizer, and are not asked again."""
+    shop = preset("demo")
+    joint = replace(shop, enrichment=EnrichmentSettings(multimodal=ModelSettings("openai", "m")))
+    for settings, known in ((shop, {True}), (joint, {True, False})):
+        hidden = replace(settings, tokenizer=replace(settings.tokenizer, use_images=False))
+        told = [arguments(each, tmp_path, tmp_path)["enrichment_settings"] for each in (settings, hidden)]
+        assert {from_json(one).tokenizer.use_images for one in told} == known
+        assert from_json(told[0]).enrichment == settings.enrichment
 
 
 def test_a_source_digest_follows_names_sizes_and_times(tmp_path: Path) -> None:

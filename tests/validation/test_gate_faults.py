@@ -209,6 +209,15 @@ def test_embeddings(gate: Gate, rows: Rows) -> None:
     }
 
 
+def test_joint_embeddings_have_no_image_vectors(gate: Gate, rows: Rows) -> None:
+    assert set(refusals(gate, "embeddings", rows, joint=True)) == {("column_values_to_be_null", "embeddings.image")}
+    for row in rows["embeddings"]:
+        row["image"] = None
+    assert gate("embeddings", rows, joint=True)["success"]
+    with pytest.raises(GateError, match=r"embeddings\.image"):
+        gate("embeddings", rows)
+
+
 def test_embeddings_that_repeat(gate: Gate, rows: Rows) -> None:
     for row in rows["embeddings"][20:]:
         row["text"] = rows["embeddings"][0]["text"]

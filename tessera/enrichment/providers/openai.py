@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint (/chat/completions): vLLM, llama.cpp, Ollama, TGI, a hosted API."""
+"""Any OpenAI-compatible endpoint (/chat/completions, /embeddings): vLLM, llama.cpp, Ollama, TGI, a hosted API."""
 
 import asyncio
 import logging
@@ -6,7 +6,10 @@ import os
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tessera.config import EnrichmentSettings
 from tessera.enrichment.photos import data_url
@@ -31,14 +34,15 @@ class _PassingError(Exception):
         self.after_s, self.unreachable = after_s, unreachable
 
 
-class OpenAIModel:
-    """A LanguageModel behind an endpoint; a batch is in flight at once, `concurrency` requests at a time.
+class Endpoint(Generic[T]):
+    """What chat and embeddings share: a batch is in flight at once, `concurrency` requests at a time.
 
     A request is tried `retries` further times, waiting exponentially longer with jitter, or as long as Retry-After
     asks.
     """
 
     provider = "openai"
+    path: str
 
     def __init__(self, model: str, settings: EnrichmentSettings) -> None:
         if not model:
@@ -46,11 +50,11 @@ class OpenAIModel:
         if settings.concurrency < 1 or settings.retries < 0 or settings.timeout_s <= 0:
             raise InputError("enrichment.concurrency must be at least 1, retries at least 0 and timeout_s above 0.")
         self.model, self.settings = model, settings
-        self.url = settings.base_url.rstrip("/") + "/chat/completions"
+        self.url = settings.base_url.rstrip("/") + self.path
         self.constrain = True
         self._key = os.environ.get(settings.api_key_env, "")
 
-    def complete(self, requests: Sequence[ModelRequest]) -> list[str | Failure]:
+    def complete(self, requests: Sequence[ModelRequest]) -> list[T | Failure]:
         """Answer each request; one that keeps failing becomes a Failure.
 
         Raises:
@@ -58,13 +62,21 @@ class OpenAIModel:
         """
         return _run_anywhere(self._complete(requests))
 
-    async def _complete(self, requests: Sequence[ModelRequest]) -> list[str | Failure]:
+    def body(self, request: ModelRequest) -> dict[str, Any]:
+        """The request as JSON."""
+        raise NotImplementedError
+
+    def read(self, response: "httpx.Response") -> T | Failure:
+        """The answer in a successful response; raises _PassingError where there is none."""
+        raise NotImplementedError
+
+    async def _complete(self, requests: Sequence[ModelRequest]) -> list[T | Failure]:
         import httpx
 
         slots, answered, lost = asyncio.Semaphore(self.settings.concurrency), 0, 0
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
-        async def one(client: httpx.AsyncClient, request: ModelRequest) -> str | _PassingError | Failure:
+        async def one(client: httpx.AsyncClient, request: ModelRequest) -> T | _PassingError | Failure:
             nonlocal answered, lost
             async with slots:
                 if lost >= DOWN_AFTER and not answered:  # no use in letting thousands of items run out of tries
@@ -87,7 +99,7 @@ class OpenAIModel:
             )
         return [Failure(str(a)) if isinstance(a, _PassingError) else a for a in answers]
 
-    async def _retried(self, client: "httpx.AsyncClient", request: ModelRequest) -> str | Failure:
+    async def _retried(self, client: "httpx.AsyncClient", request: ModelRequest) -> T | Failure:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
         retrying = AsyncRetrying(
@@ -98,11 +110,11 @@ class OpenAIModel:
         )
         return await retrying(self._post, client, request)
 
-    async def _post(self, client: "httpx.AsyncClient", request: ModelRequest) -> str | Failure:
+    async def _post(self, client: "httpx.AsyncClient", request: ModelRequest) -> T | Failure:
         import httpx
 
         try:
-            response = await client.post(self.url, json=self._body(request))
+            response = await client.post(self.url, json=self.body(request))
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise InputError(f"enrichment.base_url {self.settings.base_url!r} is no usable URL ({error}).") from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -112,7 +124,7 @@ class OpenAIModel:
         except httpx.TransportError as error:
             raise _PassingError(f"{type(error).__name__}: {error}") from None
         if response.is_success:
-            return _answer(response)
+            return self.read(response)
         said = self._excerpt(response.text)
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
             raise _PassingError(f"HTTP {response.status_code}: {said}", _retry_after(response))
@@ -127,7 +139,19 @@ class OpenAIModel:
             return await self._post(client, request)
         return Failure(f"HTTP {response.status_code}: {said}")
 
-    def _body(self, request: ModelRequest) -> dict[str, Any]:
+    def _excerpt(self, text: str) -> str:
+        """The start of an error body; endpoints like to echo the key, which must not reach a log."""
+        text = text.replace(self._key, "***") if self._key else text
+        return " ".join(text.split())[:200]
+
+
+class OpenAIModel(Endpoint[str]):
+    """A LanguageModel behind an endpoint."""
+
+    path = "/chat/completions"
+
+    def body(self, request: ModelRequest) -> dict[str, Any]:
+        """Messages, greedy; with a schema, constrained to it."""
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [_turn(message) for message in request.messages],
@@ -139,10 +163,39 @@ class OpenAIModel:
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         return body
 
-    def _excerpt(self, text: str) -> str:
-        """The start of an error body; endpoints like to echo the key, which must not reach a log."""
-        text = text.replace(self._key, "***") if self._key else text
-        return " ".join(text.split())[:200]
+    def read(self, response: "httpx.Response") -> str | Failure:
+        """The message's text; a stated refusal is a failure."""
+        try:
+            choice = response.json()["choices"][0]
+            message = choice["message"]
+            content, refusal = message.get("content"), message.get("refusal")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise _PassingError("the response is no chat completion") from None
+        if refusal or choice.get("finish_reason") == "content_filter":
+            return Failure(f"refused: {' '.join(str(refusal or 'content filter').split())[:120]!r}")
+        return content if isinstance(content, str) else ""
+
+
+class OpenAIEmbedder(Endpoint[NDArray[np.float32]]):
+    """A model behind /embeddings that reads a chat message, photo and text in one, as vLLM's server does."""
+
+    path = "/embeddings"
+
+    def body(self, request: ModelRequest) -> dict[str, Any]:
+        """Messages in the place of `input`, which holds text alone."""
+        messages = [_turn(message) for message in request.messages]
+        return {"model": self.model, "messages": messages, "encoding_format": "float"}
+
+    def read(self, response: "httpx.Response") -> NDArray[np.float32] | Failure:
+        """The vector [D], of length 1."""
+        try:
+            vector = np.asarray(response.json()["data"][0]["embedding"], dtype=np.float32)
+            length = float(np.linalg.norm(vector))
+        except (ValueError, LookupError, TypeError):
+            raise _PassingError("the response is no list of embeddings") from None
+        if vector.ndim != 1 or not np.isfinite(length) or length == 0:
+            return Failure("the embedding is empty, zero or not finite")
+        return vector / np.float32(length)
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -150,18 +203,6 @@ def _turn(message: Message) -> dict[str, Any]:
         return {"role": message.role, "content": message.text}
     image = {"type": "image_url", "image_url": {"url": data_url(message.image)}}
     return {"role": message.role, "content": [image, {"type": "text", "text": message.text}]}
-
-
-def _answer(response: "httpx.Response") -> str | Failure:
-    try:
-        choice = response.json()["choices"][0]
-        message = choice["message"]
-        content, refusal = message.get("content"), message.get("refusal")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise _PassingError("the response is no chat completion") from None
-    if refusal or choice.get("finish_reason") == "content_filter":
-        return Failure(f"refused: {' '.join(str(refusal or 'content filter').split())[:120]!r}")
-    return content if isinstance(content, str) else ""
 
 
 def _retry_after(response: "httpx.Response") -> float | None:
