@@ -40,11 +40,13 @@ def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
     # A joint embedding shows photos to its model, or does not; two encoders leave that to the tokenizer.
     joint = settings.enrichment.multimodal.provider != "embedded"
     shown = {"tokenizer": {"use_images": settings.tokenizer.use_images}} if joint else {}
+    sections = [] if settings.alignment == "none" else [settings.alignment]
     return {
         "ingest_settings": only("source", "path", "seed", "catalogue", "shop"),
         "enrichment_settings": only("catalogue", "enrichment", **shown),
         "tokenizer_settings": only("seed", "tokenizer"),
         "policy_settings": only("seed", "policy"),
+        "align_settings": only("seed", "alignment", *sections),
         "evaluation_settings": only("evaluation", "platform"),
         "platform_settings": to_json(settings),
         "home": str(home),

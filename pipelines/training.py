@@ -5,6 +5,7 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Model
 
+from components.align.component import align_policy
 from components.evaluate.component import evaluate
 from components.gates.component import gate_policy
 from components.promote.component import promote
@@ -34,6 +35,7 @@ def training(
     enrichment_settings: str = "{}",
     tokenizer_settings: str = "{}",
     policy_settings: str = "{}",
+    align_settings: str = "{}",
     evaluation_settings: str = "{}",
     platform_settings: str = "{}",
     home: str = "/mnt/tessera/home",
@@ -49,6 +51,7 @@ def training(
         enrichment_settings: JSON of settings: catalogue, enrichment.
         tokenizer_settings: JSON of settings: seed, tokenizer.
         policy_settings: JSON of settings: seed, policy.
+        align_settings: JSON of settings: seed, alignment, and the section that alignment names.
         evaluation_settings: JSON of settings: evaluation, platform.
         platform_settings: JSON of all settings, logged with the run.
         home: folder of the platform.
@@ -64,6 +67,8 @@ def training(
 
     training_step = train_policy(
         items=enriched.items,
+        captions=enriched.captions,
+        intents=enriched.intents,
         splits=enriched.splits,
         sids=tokenized.sids,
         settings=policy_settings,
@@ -71,7 +76,17 @@ def training(
         **bundles,
     )
     trained = heavy(training_step.after(tokenized.checked))
-    bundles["policy"] = trained.outputs["policy"]
+    aligned = heavy(
+        align_policy(
+            policy=trained.outputs["policy"],
+            splits=enriched.splits,
+            quality=enriched.quality,
+            intents=enriched.intents,
+            settings=align_settings,
+            work=work,
+        )
+    )
+    bundles["policy"] = aligned.outputs["aligned"]
     measured = heavy(evaluate(policy=bundles["policy"], splits=enriched.splits, settings=evaluation_settings))
     evaluation = measured.outputs["evaluation"]
 
@@ -90,7 +105,8 @@ def training(
         light(promote(**served)).set_caching_options(False)
 
     stats = {**enriched.stats, **tokenized.stats, "train": trained.outputs["stats"]}
-    stats |= {"evaluate": measured.outputs["stats"], "gate_policy": decision.outputs["stats"]}
+    stats |= {"align": aligned.outputs["stats"], "evaluate": measured.outputs["stats"]}
+    stats |= {"gate_policy": decision.outputs["stats"]}
     report = light(
         write_report(
             catalogue=enriched.catalogue,

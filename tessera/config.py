@@ -143,6 +143,8 @@ class PolicySettings:
     """Dropout of `tiny` on embeddings, attention and residual branches."""
     max_history: int = 20
     """Most recent items of a history that the policy reads."""
+    hybrid_prefix: int = 0
+    """Codes before an item's own token (SIGMA's hybrid tokens); 0 writes plain SIDs."""
     tasks: str = "next"
     """What is trained on, beside each other: a mixture (`next`, `alignment`, `tmt`, `convergence`, `sigma`) or names of
     tasks joined by commas (tessera/policy/templates)."""
@@ -269,6 +271,8 @@ class Settings:
     """Folder of the source; not used by the shop."""
     seed: int = 0
     """Seed of everything random; the same inputs and seed give the same bundles on the same machine."""
+    alignment: Literal["none", "grpo", "preference"] = "none"
+    """What follows supervised training: nothing, reinforcement learning (`grpo`), or preferences (S-DPO)."""
     catalogue: CatalogueSettings = field(default_factory=CatalogueSettings)
     shop: ShopSettings = field(default_factory=ShopSettings)
     enrichment: EnrichmentSettings = field(default_factory=EnrichmentSettings)
@@ -295,6 +299,7 @@ def preset(name: PresetName) -> Settings:
     endpoint = ModelSettings("openai", "Qwen/Qwen2.5-VL-7B-Instruct")
     return Settings(
         source="amazon",
+        alignment="grpo",
         enrichment=EnrichmentSettings(
             captions=endpoint,
             intents=endpoint,

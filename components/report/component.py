@@ -28,6 +28,7 @@ def write_report(
     tokenizer_stats: Input[Artifact],
     gate_sids_stats: Input[Artifact],
     train_stats: Input[Artifact],
+    align_stats: Input[Artifact],
     evaluate_stats: Input[Artifact],
     gate_policy_stats: Input[Artifact],
     settings: str,
@@ -46,7 +47,7 @@ def write_report(
 
     gates = gate_catalogue_stats, gate_captions_stats, gate_intents_stats, gate_embeddings_stats, gate_sids_stats
     enriching = ingest_stats, caption_stats, intents_stats, quality_stats, embed_stats
-    training = tokenizer_stats, train_stats, evaluate_stats
+    training = tokenizer_stats, train_stats, align_stats, evaluate_stats
     tables = {"items": items, "captions": captions, "intents": intents, "quality": quality, "sids": sids}
     tables["splits"] = splits
 
@@ -61,6 +62,7 @@ def write_report(
             gates=[Path(one.path) for one in (*gates, gate_policy_stats)],
             tokenizer_metrics=Path(tokenizer_stats.path),
             policy_metrics=Path(train_stats.path),
+            align_metrics=Path(align_stats.path),
             evaluation=Path(evaluation.path),
             stages=steps,
             out_html=Path(report.path),

@@ -93,13 +93,15 @@ def popularity(counts: NDArray[np.int64]) -> Markup:
     return plot.svg
 
 
-def curves(title: str, points: Sequence[Mapping[str, Any]], names: Sequence[str], best: int | None = None) -> Markup:
+def curves(
+    title: str, points: Sequence[Mapping[str, Any]], names: Sequence[str], best: int | None = None, x: str = "epoch"
+) -> Markup:
     """Named values over epochs; epochs that did not measure a value are passed over. Empty without any value."""
     drawn = {name: [(p["epoch"], p[name]) for p in points if _number(p.get(name))] for name in names}
     drawn = {name: line for name, line in drawn.items() if line}
     if not drawn:
         return Markup("")
-    with _plot(title, "epoch") as plot:
+    with _plot(title, x) as plot:
         for (name, line), colour in zip(drawn.items(), (TEAL, CLAY, OCHRE, MUTED), strict=False):
             epochs, values = zip(*line, strict=True)
             plot.axes.plot(epochs, values, color=colour, marker="o" if len(line) < 40 else "", markersize=3.5,

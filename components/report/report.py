@@ -36,6 +36,7 @@ def run(
     stages: Sequence[Path],
     out_html: Path,
     *,
+    align_metrics: Path | None = None,
     splits: Path | None = None,
     settings: Path | None = None,
     metrics: Path | None = None,
@@ -46,7 +47,7 @@ def run(
     Args:
         items, captions, intents, quality, sids, splits: parquet files of those schemas; images: folder of the photos.
         gates: what `validation.gate.run` returned, as JSON, and the promotion gate's {"passed", "reason"}.
-        tokenizer_metrics, policy_metrics: what the fits returned, as JSON.
+        tokenizer_metrics, policy_metrics, align_metrics: what the fits returned, as JSON.
         evaluation: what `tessera.evaluation.evaluate.run` wrote.
         stages: what each stage said of itself, {"stage", "seconds"} and, of an enrichment, its model calls.
         settings, metrics: settings.json and metrics.json; title: name of the run.
@@ -61,14 +62,15 @@ def run(
     optional = {"captions": captions, "intents": intents, "quality": quality, "sids": sids, "splits": splits}
     tables = {name: read_table(name, path) if path and path.exists() else None for name, path in optional.items()}
     album = Album(table, images if images and images.is_dir() else None, tables["sids"])
-    evaluated, tokenizer, policy = (_json(path) for path in (evaluation, tokenizer_metrics, policy_metrics))
+    evaluated, tokenizer = _json(evaluation), _json(tokenizer_metrics)
+    policy, aligned = _json(policy_metrics), _json(align_metrics)
     verdicts, said = ([read_json(path) for path in paths if path.exists()] for paths in (gates, stages))
     makers = {
         "data": lambda: sections.data(table, tables["splits"]),
         "enrichment": lambda: sections.enrichment(table, album, *(tables[n] for n in ENRICHMENTS)),
         "gates": lambda: sections.gates(verdicts),
         "ids": lambda: sections.semantic_ids(tables["sids"], table, album, tokenizer),
-        "training": lambda: sections.training(policy),
+        "training": lambda: sections.training(policy, aligned),
         "results": lambda: sections.results(evaluated),
         "users": lambda: sections.recommendations(evaluated, album),
         "cost": lambda: sections.cost(said),

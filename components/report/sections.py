@@ -101,16 +101,23 @@ def semantic_ids(sids: pa.Table | None, items: pa.Table, album: Album, metrics: 
     return found | {"pieces": pieces, "width": mosaic.WIDTH, "height": mosaic.HEIGHT, "first": len(values)}
 
 
-def training(metrics: dict[str, Any] | None) -> Section:
-    """The policy's curves."""
+def training(metrics: dict[str, Any] | None, aligned: dict[str, Any] | None = None) -> Section:
+    """The policy's curves, and those of the alignment after it where there was one."""
     curve = (metrics or {}).get("curve", [])
     best = (metrics or {}).get("best_epoch")
     plots = [
         figures.curves("Training loss", curve, ("train_loss", "loss"), best),
         figures.curves("Validation while training", curve, ("hr@10", "ndcg@10"), best),
     ]
+    further = aligned if (aligned or {}).get("curve") else None
+    if further:
+        curve, best = further["curve"], further["best_step"]
+        plots += [
+            figures.curves("While aligning", curve, ("reward", "kl", "loss", "accuracy"), best, "step"),
+            figures.curves("Validation while aligning", curve, ("hr@10", "ndcg@10"), best, "step"),
+        ]
     plots = [plot for plot in plots if plot]
-    return {"plots": plots, "metrics": metrics} if plots else None
+    return {"plots": plots, "metrics": metrics, "aligned": further} if plots else None
 
 
 def results(evaluation: dict[str, Any] | None) -> Section:

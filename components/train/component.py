@@ -9,6 +9,8 @@ from components.images import image
 @dsl.component(base_image=image("train"), install_kfp_package=False)
 def train_policy(
     items: Input[Dataset],
+    captions: Input[Dataset],
+    intents: Input[Dataset],
     splits: Input[Dataset],
     sids: Input[Dataset],
     tokenizer: Input[Model],
@@ -17,7 +19,7 @@ def train_policy(
     policy: Output[Model],
     stats: Output[Artifact],
 ) -> None:
-    """Supervised fine-tuning on next-SID prediction, stopped early on validation.
+    """Supervised fine-tuning on the next SID, alone or among other tasks, stopped early on validation.
 
     Args:
         settings: JSON of the settings; policy and seed are used.
@@ -32,4 +34,5 @@ def train_policy(
     chosen = from_json(settings)
     tables = Path(items.path), Path(splits.path), Path(sids.path), Path(tokenizer.path), Path(policy.path)
     options = chosen.policy, chosen.evaluation, chosen.seed, Path(work) / "policy"
-    run_stage("train-policy", stats.path, run, *tables, *options)
+    told = {"captions": Path(captions.path), "intents": Path(intents.path)}
+    run_stage("train-policy", stats.path, run, *tables, *options, **told)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from tessera import bundle as bundles
 from tessera.bundle import Manifest
-from tessera.config import EvaluationSettings, GrpoSettings, PolicySettings, PreferenceSettings, to_json
+from tessera.config import EvaluationSettings, GrpoSettings, PolicySettings, PreferenceSettings, Settings, to_json
 from tessera.decoding.recommender import Recommender
 from tessera.errors import BundleError, InputError
 from tessera.evaluation.data import read_split
 from tessera.evaluation.metrics import ranking_metrics, ranks
 from tessera.files import sha256_file, sha256_of
-from tessera.policy import grpo, labels, sdpo
+from tessera.policy import distributed, grpo, labels, sdpo
 from tessera.policy.backbone import with_lora
 from tessera.policy.bundle import KIND, load_policy, save_policy
 from tessera.policy.cases import Cases, next_item_cases
@@ -40,6 +40,21 @@ class Start:
     recommender: Recommender
     cases: Cases
     validate: Callable[[], dict[str, float]]
+
+
+def run(
+    policy: Path, splits: Path, quality: Path, intents: Path, bundle: Path, settings: Settings, work: Path
+) -> dict[str, Any]:
+    """What `settings.alignment` asks for: `run_grpo` or `run_preference`, with the tables that a bonus may need."""
+    if settings.alignment == "grpo":
+        return run_grpo(
+            policy, splits, bundle, settings.grpo, settings.evaluation, settings.seed, work, quality, intents
+        )
+    if settings.alignment == "preference":
+        return run_preference(
+            policy, splits, bundle, settings.preference, settings.evaluation, settings.seed, work
+        )
+    raise InputError("alignment is none: there is nothing to train further; choose grpo or preference.")
 
 
 def run_grpo(
@@ -127,7 +142,7 @@ def _run(
         if not path.exists():
             raise InputError(f"{path} does not exist; check the path or run the stage that writes it.")
     fingerprint = sha256_of(*map(sha256_file, inputs), to_json(settings), to_json(evaluation), str(seed), *told)
-    if (finished := _finished(bundle, fingerprint)) is not None:
+    if (finished := distributed.from_first(lambda: _finished(bundle, fingerprint))) is not None:
         return finished
     start = _start(policy, splits, evaluation, seed)
     progress = train(start, fingerprint)

@@ -90,6 +90,9 @@ def write_run(folder: Path, items: int = 60, photos: bool = True, title: str = "
          "data_docs": docs},
         {"stage": "fit-tokenizer", "seconds": 3.0, **fitted},
         {"stage": "train-policy", "seconds": 9.0, "best_epoch": 4, "parameters": 200_000, "curve": curve},
+        {"stage": "align-policy", "seconds": 4.0, "best_step": 20, "steps": 40, "curve": [
+            {"epoch": n, "hr@10": 0.5, "ndcg@10": 0.3} | ({"reward": 0.1, "kl": 0.01} if n else {}) for n in (0, 20, 40)
+        ]},
         {"stage": "gate-policy", "seconds": 1.0, "passed": False, "reason": "policy 2 is not promoted: too weak."},
     ]
     for step in steps:
@@ -101,6 +104,7 @@ def write_run(folder: Path, items: int = 60, photos: bool = True, title: str = "
         "images": images, "evaluation": folder / "evaluation.json",
         "gates": [folder / "gate-captions.json", folder / "gate-policy.json"],
         "tokenizer_metrics": folder / "fit-tokenizer.json", "policy_metrics": folder / "train-policy.json",
+        "align_metrics": folder / "align-policy.json",
         "stages": [folder / f"{step['stage']}.json" for step in steps], "out_html": folder / "report.html",
         "settings": folder / "settings.json", "title": "Demo <1>",
     }
@@ -130,9 +134,10 @@ def test_all_sections_are_there(hostile: tuple[str, ElementTree.Element]) -> Non
     words = " ".join("".join(page.itertext()).split())
     for expected in ("Demo <1>", "60 items", "30 users", "150 purchases", "test HR@10", "2.0× popularity", "hit at 3",
                      "miss", "A red ball on a lawn.", "play outside", "school sports", "1 min 15 s", "perplexity 12.0",
-                     "policy 2 is not promoted: too weak.", "caption to be long", "160"):
+                     "policy 2 is not promoted: too weak.", "caption to be long", "160",
+                     "Then 40 steps of alignment; the weights of step 20 are kept."):
         assert expected in words, expected
-    assert text.count('<svg class="plot"') == 7
+    assert text.count('<svg class="plot"') == 9
     assert text.count("background-image:url(data:image/webp;base64,") > 20
 
 
@@ -197,7 +202,8 @@ def test_unusable_photos_become_tiles(tmp_path: Path) -> None:
     [
         ("captions", []), ("intents", []), ("quality", []), ("captions intents quality", ["enrichment"]),
         ("sids", []), ("images", []), ("splits", []), ("tokenizer_metrics", []), ("tokenizer_metrics sids", ["ids"]),
-        ("evaluation", ["results", "users"]), ("policy_metrics", ["training"]), ("settings", ["files"]),
+        ("evaluation", ["results", "users"]), ("align_metrics", []), ("policy_metrics align_metrics", ["training"]),
+        ("settings", ["files"]),
     ],
 )
 def test_a_missing_part_leaves_its_section_out(tmp_path: Path, left_out: str, gone: list[str]) -> None:

@@ -30,8 +30,11 @@ SIZES = (
     "--policy.patience=8", "--evaluation.beam=20",
 )  # fmt: skip
 FIRST = (*SIZES, f"--tokenizer.epochs={TOKENIZER_EPOCHS}", f"--policy.epochs={POLICY_EPOCHS}")
-# Another tokenizer, and a policy that has seen too little to win.
-SECOND = (*SIZES, "--tokenizer.epochs=20", "--policy.epochs=1")
+# Another tokenizer, and a policy that has seen too little to win, of several tasks and then by reinforcement learning.
+SECOND = (
+    *SIZES, "--tokenizer.epochs=20", "--policy.epochs=1", "--policy.tasks=next,intents_to_sid,caption_to_sid",
+    "--alignment=grpo", "--grpo.bonus=quality", "--grpo.cases=16", "--grpo.batch=8", "--grpo.learning-rate=1e-6",
+)  # fmt: skip
 PATIENCE_S = 420.0
 
 

@@ -15,7 +15,7 @@ from pipelines.cli import main
 
 KINDS = {
     "enrich": {"ingest", "caption", "mine-intents", "label-quality", "embed"},
-    "train": {"fit-tokenizer", "train-policy", "evaluate"},
+    "train": {"fit-tokenizer", "train-policy", "align-policy", "evaluate"},
     "publish": {
         "gate-catalogue", "gate-captions", "gate-intents", "gate-embeddings", "gate-sids", "gate-policy", "register",
         "promote", "write-report",
@@ -127,6 +127,8 @@ def test_promotion_waits_for_the_gates_and_their_yes(tmp_path: Path) -> None:
     main(["compile", "training", "--output", str(tmp_path / "training.yaml")])
     spec = parse(tmp_path / "training.yaml")
     assert "gate-sids" in spec.root.dag.tasks["train-policy"].dependent_tasks
+    assert "train-policy" in spec.root.dag.tasks["align-policy"].dependent_tasks
+    assert "align-policy" in spec.root.dag.tasks["evaluate"].dependent_tasks
     assert "promote" not in spec.root.dag.tasks
     (condition,) = (name for name, task in spec.root.dag.tasks.items() if task.trigger_policy.condition)
     task = spec.root.dag.tasks[condition]

@@ -18,6 +18,7 @@ from pipelines.cli import main
 from pipelines.serve import servers
 from serving.model_repository import releases
 from serving.registry import Registry
+from tessera.bundle import load_manifest
 from tessera.config import PlatformSettings
 from tessera.decoding.recommender import Recommender as Engine
 from tessera.files import read_json, sha256_file
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)
 KINDS = ("caption", "intents", "quality", "text_embedding", "image_embedding")
 COUNTED = {"captions", "intents", "quality", "text_embeddings", "image_embeddings"}
 KS = (1, 5, 10, 20)
-CACHED = 13  # steps but register, gate-policy, promote, and the report, which tells of them
+CACHED = 14  # steps but register, gate-policy, promote, and the report, which tells of them
 
 
 def test_metrics_hold_every_number(calm: Any) -> None:
@@ -47,7 +48,8 @@ def test_metrics_hold_every_number(calm: Any) -> None:
     users = read_table("splits", calm.out / "catalogue" / "splits.parquet").num_rows
     assert (metrics["items"], metrics["users"]) == (items, users)
     assert metrics["model_calls"] == dict.fromkeys(COUNTED, items)
-    steps = {"ingest", "caption", "mine-intents", "label-quality", "embed", "fit-tokenizer", "train-policy", "evaluate"}
+    steps = {"ingest", "caption", "mine-intents", "label-quality", "embed", "fit-tokenizer", "train-policy"}
+    steps |= {"align-policy", "evaluate"}
     assert steps <= set(metrics["seconds"])
     assert sum(metrics["seconds"][step] for step in steps) < metrics["seconds"]["total"]
     assert (metrics["tokenizer_version"], metrics["policy_version"]) == calm.versions
@@ -79,7 +81,7 @@ def test_the_same_command_calls_no_model_and_says_so(calm: Any, later: tuple[Any
     assert "no enrichment model was called" not in calm.said
     assert len(re.findall("reused from an earlier run", again.said)) >= CACHED
     assert again.metrics["model_calls"] == dict.fromkeys(COUNTED, 0)
-    assert {"ingest", "caption", "mine-intents", "embed", "fit-tokenizer", "train-policy"} <= set(
+    assert {"ingest", "caption", "mine-intents", "embed", "fit-tokenizer", "train-policy", "align-policy"} <= set(
         again.metrics["reused_steps"]
     )
     assert "is the champion already" in again.said
@@ -200,6 +202,9 @@ def test_promotion_and_rollback_while_clients_keep_asking(
     assert second.versions[0] != calm.versions[0]  # another tokenizer, so other SIDs
     assert "does not beat champion 1's" in second.said
     assert second.metrics["model_calls"] == dict.fromkeys(COUNTED, 0)
+    config = load_manifest(second.out / "policy", "policy").config
+    assert (config["grpo"]["bonus"], config["tasks"]) == ("quality", "next,intents_to_sid,caption_to_sid")
+    assert {"grpo", "start"}.isdisjoint(load_manifest(calm.out / "policy", "policy").config)
     engines = {platform.versions[1]: Engine.load(platform.out / "policy") for platform in (calm, second)}
     tokenizer_of = {platform.versions[1]: platform.versions[0] for platform in (calm, second)}
     sids = {platform.versions[1]: platform.sids for platform in (calm, second)}

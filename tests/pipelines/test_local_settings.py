@@ -5,13 +5,23 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.local import arguments, forget_failures, home_of, source_digest
 from pipelines.tokenization import tokenization
 from pipelines.training import training
-from tessera.config import EnrichmentSettings, ModelSettings, PlatformSettings, Settings, from_json, preset
+from tessera.config import (
+    EnrichmentSettings,
+    GrpoSettings,
+    ModelSettings,
+    PlatformSettings,
+    PreferenceSettings,
+    Settings,
+    from_json,
+    preset,
+)
 from tessera.errors import InputError
 from tessera.files import write_json
 
@@ -36,6 +46,7 @@ SECTIONS = {
     "enrichment_settings": {"catalogue", "enrichment"},
     "tokenizer_settings": {"seed", "tokenizer"},
     "policy_settings": {"seed", "policy"},
+    "align_settings": {"seed", "alignment"},
     "evaluation_settings": {"evaluation", "platform"},
     "platform_settings": {field.name for field in dataclasses.fields(Settings)},
 }
@@ -71,6 +82,16 @@ def test_a_changed_setting_reaches_only_the_steps_that_use_it(
     other = replace(settings, **{section: replace(getattr(settings, section), **{field: value})})
     one, two = (arguments(each, tmp_path, tmp_path) for each in (settings, other))
     assert {name for name in one if one[name] != two[name]} == changed | {"platform_settings"}
+
+
+@pytest.mark.parametrize(("alignment", "of"), [("none", set()), ("grpo", {"grpo"}), ("preference", {"preference"})])
+def test_alignment_gets_the_section_that_it_names(tmp_path: Path, alignment: Any, of: set[str]) -> None:
+    """So that a step that does nothing is not repeated for a change of what it does not do."""
+    settings = replace(preset("demo"), alignment=alignment)
+    told = arguments(settings, tmp_path, tmp_path)["align_settings"]
+    assert set(json.loads(told)) == {"seed", "alignment", *of}
+    other = replace(settings, grpo=GrpoSettings(kl=0.5), preference=PreferenceSettings(beta=0.5))
+    assert (arguments(other, tmp_path, tmp_path)["align_settings"] != told) == bool(of)
 
 
 def test_a_joint_embedding_is_told_whether_to_look_at_photos(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tessera.bundle import load_manifest
-from tessera.config import EvaluationSettings, GrpoSettings, PolicySettings, PreferenceSettings
+from tessera.config import EvaluationSettings, GrpoSettings, PolicySettings, PreferenceSettings, Settings, preset
 from tessera.decoding.recommender import Recommender
 from tessera.errors import BundleError, InputError
 from tessera.policy import align, tuning
@@ -130,6 +130,29 @@ def test_collaborative_vectors_follow_their_items(run: Callable, toy: Any) -> No
     assert alike["curve"][-1]["reward"] > exact["curve"][-1]["reward"]
     with pytest.raises(InputError, match="vectors of the items"):
         run(replace(GRPO, reward="collaborative"), "without")
+
+
+@pytest.mark.parametrize(("alignment", "trained"), [("grpo", GRPO), ("preference", SDPO), ("none", None)])
+def test_the_settings_choose(
+    alignment: Any, trained: Any, toy: Any, undisturbed: dict[str, Any], tables: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = Settings(alignment=alignment, seed=3, grpo=replace(GRPO, bonus="quality"), preference=SDPO)
+    inputs = undisturbed["bundle"], toy.folder / "splits.parquet", tables["quality"], tables["intents"]
+    if trained is None:
+        with pytest.raises(InputError, match="choose grpo or preference"):
+            align.run(*inputs, tmp_path / "policy", settings, tmp_path / "work")
+        return
+    made = align.run(*inputs, tmp_path / "policy", settings, tmp_path / "work")
+    config = load_manifest(tmp_path / "policy", "policy").config
+    assert made["steps"] == 12
+    assert config[alignment]["seed"] == 3
+    assert config[alignment].get("bonus") == ("quality" if alignment == "grpo" else None)
+
+
+def test_the_paper_preset_aligns() -> None:
+    paper = preset("paper")
+    assert (paper.alignment, paper.grpo.epochs, paper.grpo.kl, paper.grpo.bonus) == ("grpo", 2, 0.001, "quality")
+    assert {preset("demo").alignment, preset("catalogue").alignment} == {"none"}
 
 
 def test_low_rank_adapters_are_trained_alone_and_merged(
