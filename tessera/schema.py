@@ -4,6 +4,7 @@ Writers conform to these Arrow schemas and readers check them. The catalogue's S
 and the Feast views derive their columns from here. Item and user ids are strings everywhere inside Tessera.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,22 @@ def read_table(name: str, path: str | Path) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable parquet file ({error}); write it again.") from None
     return conform(name, table, str(path))
+
+
+Sizes = int | Sequence[int]
+"""Codes to choose from: a number that holds for every level, or one a level."""
+
+
+def level_sizes(sizes: Sizes, levels: int) -> tuple[int, ...]:
+    """Codes to choose from at each of so many levels.
+
+    Raises:
+        InputError: another number of levels.
+    """
+    out = (sizes,) * levels if isinstance(sizes, int) else tuple(sizes)
+    if len(out) != levels:
+        raise InputError(f"the policy writes SIDs of {len(out)} codes, these have {levels}; use its own.")
+    return out
 
 
 def codes_of(sids: pa.Table, levels: int) -> np.ndarray:

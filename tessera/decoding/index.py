@@ -17,10 +17,13 @@ from torch import Tensor
 
 from tessera.errors import BundleError, InputError
 from tessera.files import replacing
+from tessera.schema import Sizes, level_sizes
 
 FILE = "index.safetensors"
 DENSE = 2**18
 """Entries up to which a depth also has a table of every node's child under every code: fewer steps in the search."""
+WIDE = 1024
+"""Codes of a level above which it has no such table, however few nodes there are: a search would look through all."""
 
 
 class CatalogueIndex:
@@ -28,34 +31,34 @@ class CatalogueIndex:
 
     Args:
         codes: [items, levels] SID of each item, in the smallest integer type that holds K.
+        sizes: codes to choose from, at every level or at each.
         leaf: [items] int32, each item's place in lexicographic order; item: its inverse.
         code: for each depth d, [nodes at d + 1] code of each node, in the type of `codes`.
         first: for each depth d, [nodes at d + 1] int32, number of a node's first child at d + 1, then their number.
     """
 
     def __init__(
-        self, codes: Tensor, leaf: Tensor, item: Tensor, code: list[Tensor], first: list[Tensor], codebook_size: int
+        self, codes: Tensor, leaf: Tensor, item: Tensor, code: list[Tensor], first: list[Tensor], sizes: Sizes
     ) -> None:
         self.codes, self.leaf, self.item, self.code, self.first = codes, leaf, item, code, first
-        self.codebook_size = codebook_size
         self.size, self.depth = codes.shape
+        self.sizes = level_sizes(sizes, self.depth)
         fan_out = [int((one[1:] - one[:-1]).max()) for one in first]
         self._slots = [torch.arange(width, device=codes.device, dtype=torch.int32) for width in fan_out]
         self._spans = [one.unfold(0, 2, 1) for one in first]  # a view: a node's first child and the next node's
-        self._codes = torch.arange(codebook_size, device=codes.device)
-        shallow = [depth for depth in range(self.depth) if depth == 0 or self.nodes(depth) * codebook_size <= DENSE]
+        shallow = [depth for depth, size in enumerate(self.sizes) if depth == 0 or self._narrow(depth, size)]
+        self._codes = [torch.arange(self.sizes[depth], device=codes.device) for depth in shallow]
         self._dense = [self._table(depth) for depth in shallow]
 
     @classmethod
-    def build(cls, codes: np.ndarray, codebook_size: int) -> "CatalogueIndex":
+    def build(cls, codes: np.ndarray, sizes: Sizes) -> "CatalogueIndex":
         """Index SIDs given as [items, levels] integers; item i keeps the number i.
 
         Raises:
-            InputError: no item, a code outside 0..codebook_size-1, or two items with one SID.
+            InputError: no item, a code that its level does not have, or two items with one SID.
         """
-        _check(codes, codebook_size)
-        key = pack(codes, codebook_size)
-        return cls._from_order(codes, np.argsort(key), codebook_size)
+        _check(codes, sizes)
+        return cls._from_order(codes, np.argsort(pack(codes, sizes)), sizes)
 
     def extended(self, codes: np.ndarray) -> "CatalogueIndex":
         """The index with new items, numbered after the present ones; the present order is merged, not sorted again.
@@ -65,25 +68,24 @@ class CatalogueIndex:
         """
         if not len(codes):
             return self
-        _check(codes, self.codebook_size)
+        _check(codes, self.sizes)
         mine = self.item.cpu().numpy()
-        old = pack(self.codes.cpu().numpy(), self.codebook_size)
-        new = pack(codes, self.codebook_size)
+        old, new = pack(self.codes.cpu().numpy(), self.sizes), pack(codes, self.sizes)
         order = np.argsort(new)
         place = np.searchsorted(old[mine], new[order])
         merged = np.insert(mine.astype(np.int64), place, self.size + order)
         both = np.concatenate([self.codes.cpu().numpy(), codes])
-        return self._from_order(both, merged, self.codebook_size).to(self.codes.device)
+        return self._from_order(both, merged, self.sizes).to(self.codes.device)
 
     @classmethod
-    def _from_order(cls, codes: np.ndarray, order: np.ndarray, codebook_size: int) -> "CatalogueIndex":
-        small = np.uint8 if codebook_size <= 256 else np.int32
+    def _from_order(cls, codes: np.ndarray, order: np.ndarray, sizes: Sizes) -> "CatalogueIndex":
+        small = np.uint8 if max(level_sizes(sizes, codes.shape[1])) <= 256 else np.int32
         codes = np.ascontiguousarray(codes, dtype=small)
         code, first = _trie(codes[order])
         leaf = np.empty(len(order), np.int32)
         leaf[order] = np.arange(len(order), dtype=np.int32)
         flat = [torch.from_numpy(one) for one in (codes, leaf, order.astype(np.int32))]
-        return cls(flat[0], flat[1], flat[2], _tensors(code), _tensors(first), codebook_size)
+        return cls(flat[0], flat[1], flat[2], _tensors(code), _tensors(first), sizes)
 
     def save(self, path: Path) -> None:
         """Write the arrays as one safetensors file."""
@@ -94,7 +96,7 @@ class CatalogueIndex:
             save_file({name: one.contiguous().cpu() for name, one in arrays.items()}, temporary)
 
     @classmethod
-    def load(cls, path: Path, codebook_size: int) -> "CatalogueIndex":
+    def load(cls, path: Path, sizes: Sizes) -> "CatalogueIndex":
         """Map a saved index into memory: pages are read as they are first used.
 
         Raises:
@@ -104,7 +106,7 @@ class CatalogueIndex:
             arrays = load_file(path)
             depth = arrays["codes"].shape[1]
             code, first = ([arrays[f"{name}.{d}"] for d in range(depth)] for name in ("code", "first"))
-            return cls(arrays["codes"], arrays["leaf"], arrays["item"], code, first, codebook_size)
+            return cls(arrays["codes"], arrays["leaf"], arrays["item"], code, first, sizes)
         except (OSError, SafetensorError, KeyError, IndexError) as error:
             raise BundleError(f"{path} is not a saved catalogue index ({error}); build it again.") from None
 
@@ -112,7 +114,7 @@ class CatalogueIndex:
         """The same index on another device."""
         codes, leaf, item = (one.to(device) for one in (self.codes, self.leaf, self.item))
         code, first = ([one.to(device) for one in array] for array in (self.code, self.first))
-        return CatalogueIndex(codes, leaf, item, code, first, self.codebook_size)
+        return CatalogueIndex(codes, leaf, item, code, first, self.sizes)
 
     @property
     def nbytes(self) -> int:
@@ -124,11 +126,14 @@ class CatalogueIndex:
         """Number of distinct prefixes of `depth` codes."""
         return len(self.code[depth - 1]) if depth else 1
 
+    def _narrow(self, depth: int, size: int) -> bool:
+        return size <= WIDE and self.nodes(depth) * size <= DENSE
+
     def _table(self, depth: int) -> tuple[Tensor, Tensor]:
         """Of a depth: [nodes, K] int32 children, 0 where there is none, and bool whether there is none."""
         first, code = self.first[depth], self.code[depth].long()
         node = torch.repeat_interleave(torch.arange(self.nodes(depth), device=code.device), first[1:] - first[:-1])
-        child = torch.zeros(self.nodes(depth), self.codebook_size, dtype=torch.int32, device=code.device)
+        child = torch.zeros(self.nodes(depth), self.sizes[depth], dtype=torch.int32, device=code.device)
         child[node, code] = torch.arange(len(code), dtype=torch.int32, device=code.device)
         missing = torch.ones_like(child, dtype=torch.bool)
         missing[node, code] = False
@@ -166,12 +171,12 @@ class CatalogueIndex:
         """
         if depth == 0:  # one row, everybody's
             child, missing = self._dense[0]
-            if self.nodes(1) < self.codebook_size:
+            if self.nodes(1) < self.sizes[0]:
                 logp.masked_fill_(missing, -torch.inf)
-            return logp, self._codes.expand_as(logp), child.expand_as(logp)
+            return logp, self._codes[0].expand_as(logp), child.expand_as(logp)
         if depth < len(self._dense):
             child, missing = (F.embedding(nodes, table) for table in self._dense[depth])
-            return logp.masked_fill_(missing, -torch.inf), self._codes.expand_as(logp), child
+            return logp.masked_fill_(missing, -torch.inf), self._codes[depth].expand_as(logp), child
         codes, child, missing = self.children(depth, nodes)
         return logp.gather(-1, codes).masked_fill_(missing, -torch.inf), codes, child
 
@@ -191,18 +196,18 @@ class CatalogueIndex:
         return end - start
 
 
-def pack(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+def pack(codes: np.ndarray, sizes: Sizes) -> np.ndarray:
     """[items] int64 keys in the SIDs' lexicographic order.
 
     Raises:
         InputError: levels and codebook do not fit in 63 bits.
     """
-    bits = max(1, int(codebook_size - 1).bit_length())
-    if bits * codes.shape[1] > 63:
-        raise InputError(f"{codes.shape[1]} levels of {codebook_size} codes do not fit an index key of 63 bits.")
+    bits = [max(1, int(size - 1).bit_length()) for size in level_sizes(sizes, codes.shape[1])]
+    if sum(bits) > 63:
+        raise InputError(f"{codes.shape[1]} levels of {sizes} codes do not fit an index key of 63 bits.")
     key = np.zeros(len(codes), np.int64)
-    for column in range(codes.shape[1]):
-        key <<= bits
+    for column, wide in enumerate(bits):
+        key <<= wide
         key |= codes[:, column]
     return key
 
@@ -211,11 +216,16 @@ def _tensors(arrays: list[np.ndarray]) -> list[Tensor]:
     return [torch.from_numpy(one) for one in arrays]
 
 
-def _check(codes: np.ndarray, codebook_size: int) -> None:
+def _check(codes: np.ndarray, sizes: Sizes) -> None:
     if codes.ndim != 2 or 0 in codes.shape:
         raise InputError("a catalogue index needs at least one item with at least one code; check the SIDs table.")
-    if codes.min() < 0 or codes.max() >= codebook_size:
-        raise InputError(f"SID codes must lie in 0..{codebook_size - 1}, found {codes.min()}..{codes.max()}.")
+    limits = np.array(level_sizes(sizes, codes.shape[1]))
+    wrong = ((codes < 0) | (codes >= limits)).any(0)
+    if wrong.any():
+        level = int(wrong.argmax())
+        low, high = codes[:, level].min(), codes[:, level].max()
+        bad = low if low < 0 else high
+        raise InputError(f"code {level} of a SID must lie in 0..{limits[level] - 1}, found {bad}.")
 
 
 def _trie(ordered: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -20,7 +20,7 @@ from tessera.errors import InputError
 from tessera.policy.backbone import Backbone
 from tessera.policy.bundle import load_policy
 from tessera.policy.data import prompts
-from tessera.schema import codes_of
+from tessera.schema import Sizes, codes_of
 
 BEAMS = 20
 Ids = Sequence[str]
@@ -64,7 +64,7 @@ class Recommender:
         self,
         backbone: Backbone,
         sids: pa.Table,
-        codebook_size: int,
+        codebook_size: Sizes,
         max_history: int,
         policy_version: str = "",
         tokenizer_version: str = "",

@@ -29,22 +29,26 @@ class CodeHead:
     """The output layer cut to each level's codes.
 
     Args:
-        sid_tokens: [levels, K] token ids of the codes.
+        sid_tokens: [levels, K] token ids of the codes, -1 behind those of a level that has fewer.
     """
 
     def __init__(self, model: PreTrainedModel, sid_tokens: Tensor) -> None:
         head: Any = model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         self.tokens = sid_tokens.to(head.weight.device)
-        # Tokens in one run are a slice, which needs no copy of the rows.
-        runs = bool((sid_tokens[:, 1:] - sid_tokens[:, :-1] == 1).all())
-        rows = [slice(int(row[0]), int(row[-1]) + 1) if runs else row for row in self.tokens]
+        rows = [_run(level[level >= 0]) for level in self.tokens]
         self._levels = [Linear(head.weight[one], bias[one] if bias is not None else None) for one in rows]
 
     def log_probabilities(self, depth: int, hidden: Tensor) -> Tensor:
         """[..., K] log-softmax over the codes of level `depth` alone."""
         logits = self._levels[depth](hidden.flatten(0, -2))
         return logits.view(*hidden.shape[:-1], -1).float().log_softmax(-1)
+
+
+def _run(tokens: Tensor) -> Tensor | slice:
+    """Tokens [n] that follow one another as a slice, which needs no copy of the rows."""
+    follow = bool((tokens[1:] - tokens[:-1] == 1).all())
+    return slice(int(tokens[0]), int(tokens[-1]) + 1) if follow else tokens
 
 
 @torch.inference_mode()

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,6 +24,8 @@ from transformers import (
 
 from tessera.config import PolicySettings
 from tessera.errors import InputError
+from tessera.schema import Sizes, level_sizes
+from tessera.tokenizer.hybrid import initial_rows, mates_mean
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
@@ -29,7 +34,8 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 class Backbone:
     """A model and how SIDs are written in its vocabulary.
 
-    sid_tokens: [levels, K] int64, the token id of each code; bos: the token that opens every prompt.
+    sid_tokens: [levels, K] int64, the token id of each code, -1 behind the codes of a level that has fewer than others;
+    bos: the token that opens every prompt.
     """
 
     model: PreTrainedModel
@@ -37,28 +43,53 @@ class Backbone:
     sid_tokens: Tensor
     bos: int
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Codes to choose from at each level."""
+        return tuple((self.sid_tokens >= 0).sum(1).tolist())
 
-def sid_token_names(levels: int, codebook_size: int) -> list[str]:
+    def level_tokens(self, level: int) -> Tensor:
+        """[codes of this level] token ids."""
+        return self.sid_tokens[level, : self.sizes[level]]
+
+
+def sid_token_names(levels: int, codebook_size: Sizes) -> list[str]:
     """The names of the SID tokens, level by level."""
-    return [f"<sid_{level}_{code}>" for level in range(levels) for code in range(codebook_size)]
+    sizes = level_sizes(codebook_size, levels)
+    return [f"<sid_{level}_{code}>" for level, size in enumerate(sizes) for code in range(size)]
 
 
-def build(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_size: int, seed: int) -> Backbone:
+def build(
+    settings: PolicySettings,
+    texts: Iterable[str],
+    levels: int,
+    codebook_size: Sizes,
+    seed: int,
+    item_vectors: np.ndarray | None = None,
+) -> Backbone:
     """The backbone before training: `tiny` with random weights, or a pretrained model with new SID tokens.
 
     Args:
         texts: catalogue texts that `tiny` learns its BPE vocabulary from.
+        item_vectors: [codes of the last level, D], what the rows of that level's tokens are made of
+            (tessera.tokenizer.hybrid.initial_rows); None: they start as the other SID tokens do.
 
     Raises:
         InputError: a pretrained backbone that cannot be loaded, or that has no token to open a prompt with.
     """
     torch.manual_seed(seed)
-    if settings.backbone == "tiny":
-        return _tiny(settings, texts, levels, codebook_size)
-    return _pretrained(settings, levels, codebook_size)
+    tiny = settings.backbone == "tiny"
+    backbone = (
+        _tiny(settings, texts, levels, codebook_size) if tiny else _pretrained(settings, levels, codebook_size)
+    )
+    if item_vectors is not None:
+        weight: Any = backbone.model.get_input_embeddings().weight
+        rows = initial_rows(item_vectors, weight.shape[1], float(weight.detach().std()), seed)
+        set_rows(backbone.model, backbone.level_tokens(levels - 1), torch.from_numpy(rows))
+    return with_lora(backbone, settings) if not tiny and settings.adaptation == "lora" else backbone
 
 
-def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, levels: int, codebook_size: int) -> Backbone:
+def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, levels: int, codebook_size: Sizes) -> Backbone:
     """Find the SID tokens in a vocabulary that has them; a prompt opens with BOS, else with EOS.
 
     Raises:
@@ -68,10 +99,43 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, levels: int
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
         raise InputError("the backbone's tokenizer has neither a BOS nor an EOS token to open a prompt; use another.")
-    return Backbone(model, tokenizer, torch.tensor(ids).view(levels, codebook_size), int(bos))
+    rows = torch.tensor(ids).split(level_sizes(codebook_size, levels))
+    return Backbone(model, tokenizer, pad_sequence(rows, batch_first=True, padding_value=-1), int(bos))
 
 
-def _tiny(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_size: int) -> Backbone:
+@torch.no_grad()
+def set_rows(model: PreTrainedModel, tokens: Tensor, rows: Tensor) -> None:
+    """Let tokens [n] have these rows [n, hidden] of the embedding, and of a head with its own weights."""
+    layer: Any
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight[tokens] = rows.to(layer.weight)
+
+
+def with_more_items(backbone: Backbone, codes: np.ndarray, known: int) -> Backbone:
+    """The backbone with tokens for new items at the last level of hybrid SIDs; they were never trained.
+
+    A new item's row is the mean row of the known items that share the longest prefix with it, so that it is asked for
+    where they are.
+
+    Args:
+        codes: [items, P] prefix of each item, the first `known` of which have tokens.
+    """
+    levels, sizes = len(backbone.sizes), (*backbone.sizes[:-1], len(codes))
+    model, tokenizer = backbone.model, backbone.tokenizer
+    layer: Any
+    tokenizer.add_tokens([f"<sid_{levels - 1}_{code}>" for code in range(known, len(codes))], special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    grown = wrap(model, tokenizer, levels, sizes)
+    tokens = grown.level_tokens(levels - 1).to(model.device)
+    for layer in {id(one): one for one in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        rows = layer.weight.detach()[tokens].float().numpy(force=True)
+        rows[known:] = mates_mean(codes, rows[:known])
+        with torch.no_grad():
+            layer.weight[tokens] = torch.from_numpy(rows).to(layer.weight)
+    return grown
+
+
+def _tiny(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_size: Sizes) -> Backbone:
     if settings.hidden % settings.heads:
         raise InputError(f"policy.hidden ({settings.hidden}) must be a multiple of policy.heads ({settings.heads}).")
     pieces = Tokenizer(models.BPE())
@@ -102,7 +166,7 @@ def _tiny(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_
     return wrap(LlamaForCausalLM(config), tokenizer, levels, codebook_size)
 
 
-def _pretrained(settings: PolicySettings, levels: int, codebook_size: int) -> Backbone:
+def _pretrained(settings: PolicySettings, levels: int, codebook_size: Sizes) -> Backbone:
     name = settings.backbone
     gguf = [path.name for path in Path(name).glob("*.gguf")] if Path(name).is_dir() else []
     extra: dict[str, Any] = {"gguf_file": gguf[0]} if gguf else {}
@@ -121,8 +185,7 @@ def _pretrained(settings: PolicySettings, levels: int, codebook_size: int) -> Ba
             del model.config.quantization_config
     tokenizer.add_tokens(sid_token_names(levels, codebook_size), special_tokens=True)
     model.resize_token_embeddings(len(tokenizer))
-    backbone = wrap(model, tokenizer, levels, codebook_size)
-    return with_lora(backbone, settings) if settings.adaptation == "lora" else backbone
+    return wrap(model, tokenizer, levels, codebook_size)
 
 
 def with_lora(backbone: Backbone, settings: PolicySettings) -> Backbone:
@@ -143,7 +206,7 @@ def with_lora(backbone: Backbone, settings: PolicySettings) -> Backbone:
 
 def _trainable_rows(backbone: Backbone) -> dict[str, list[int]]:
     """The SID rows by module name: of the embedding, which a tied head follows, and of a head with its own weights."""
-    model, rows = backbone.model, backbone.sid_tokens.flatten().tolist()
+    model, rows = backbone.model, backbone.sid_tokens[backbone.sid_tokens >= 0].tolist()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     layers = [embedding] if head.weight is embedding.weight else [embedding, head]
     return {name: rows for name, module in model.named_modules() if any(module is layer for layer in layers)}

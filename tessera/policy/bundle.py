@@ -15,8 +15,9 @@ from tessera.bundle import Manifest
 from tessera.decoding.index import FILE as INDEX
 from tessera.decoding.index import CatalogueIndex
 from tessera.errors import BundleError
-from tessera.policy.backbone import Backbone, wrap
-from tessera.schema import codes_of, read_table, write_table
+from tessera.policy.backbone import Backbone, with_more_items, wrap
+from tessera.schema import Sizes, codes_of, read_table, write_table
+from tessera.tokenizer.hybrid import hybrid_table, hybrid_tokens, tokens_of
 
 KIND = "policy"
 MODEL, SIDS = "model", "sids.parquet"
@@ -30,7 +31,7 @@ class Policy:
     backbone: Backbone
     sids: pa.Table
     index: CatalogueIndex
-    codebook_size: int
+    codebook_size: Sizes
     max_history: int
 
     @property
@@ -44,12 +45,16 @@ def save_policy(
     backbone: Backbone,
     sids: pa.Table,
     *,
-    codebook_size: int,
+    codebook_size: Sizes,
     max_history: int,
     config: dict[str, Any],
     metrics: dict[str, Any],
 ) -> Manifest:
-    """Write a policy bundle; low-rank adapters are merged into the weights first."""
+    """Write a policy bundle; low-rank adapters are merged into the weights first.
+
+    Args:
+        codebook_size: of hybrid SIDs, whose last level are the items' own tokens, a size a level.
+    """
     model: Any = backbone.model
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
@@ -62,13 +67,17 @@ def save_policy(
 
     levels = len(backbone.sid_tokens)
     index = CatalogueIndex.build(codes_of(sids, levels), codebook_size)
-    extra = {"codebook_size": codebook_size, "levels": levels, "max_history": max_history}
+    stated = codebook_size if isinstance(codebook_size, int) else list(codebook_size)
+    extra = {"codebook_size": stated, "levels": levels, "max_history": max_history}
     parent = tokenizer_version_of(sids)
     return bundle.save(folder, KIND, write, config=config, metrics=metrics, parent=parent, extra=extra)
 
 
 def load_policy(folder: Path, sids: Path | None = None, *, verify: bool = True) -> Policy:
     """Load a policy bundle, with its own SIDs or with a newer table of the same tokenizer.
+
+    A policy of hybrid SIDs keeps its items' tokens; an item that only the newer table has gets a token beside those of
+    its prefix mates (tessera.policy.backbone.with_more_items).
 
     Raises:
         BundleError: a damaged bundle, or `sids` of another tokenizer.
@@ -92,13 +101,21 @@ def load_policy(folder: Path, sids: Path | None = None, *, verify: bool = True) 
     finally:
         if was_on:
             transformers_logging.enable_progress_bar()
-    extra = manifest.extra
-    backbone = wrap(model, tokenizer, extra["levels"], extra["codebook_size"])
-    index = _index(folder / INDEX, table, extra["levels"], extra["codebook_size"])
-    return Policy(manifest, backbone, table, index, extra["codebook_size"], extra["max_history"])
+    levels, sizes = manifest.extra["levels"], manifest.extra["codebook_size"]
+    backbone = wrap(model, tokenizer, levels, sizes)
+    if sids is not None and not isinstance(sizes, int):
+        known = tokens_of(read_table("sids", folder / SIDS))
+        tokens = hybrid_tokens(table, levels - 1, known)
+        table = hybrid_table(table, tokens)
+        if len(tokens.item_ids) > len(known.item_ids):
+            backbone = with_more_items(backbone, tokens.prefix, len(known.item_ids))
+            sizes = list(backbone.sizes)
+    return Policy(
+        manifest, backbone, table, _index(folder / INDEX, table, levels, sizes), sizes, manifest.extra["max_history"]
+    )
 
 
-def _index(path: Path, table: pa.Table, levels: int, codebook_size: int) -> CatalogueIndex:
+def _index(path: Path, table: pa.Table, levels: int, codebook_size: Sizes) -> CatalogueIndex:
     """The bundle's own index; with the items that a newer table has behind the bundle's, or built anew for another."""
     codes = codes_of(table, levels)
     if not path.exists():  # bundles written before the index was part of them; a lost one fails the manifest's check

@@ -74,7 +74,7 @@ def sid_rows(codes: np.ndarray, sid_tokens: np.ndarray) -> Ragged:
     """One row an item: the tokens of its SID.
 
     Args:
-        codes: [items, L]; sid_tokens: [L, K] token ids.
+        codes: [items, L]; sid_tokens: [L, K] token ids, -1 where a level has no such code.
     """
     depth = codes.shape[1]
     return Ragged(sid_tokens[np.arange(depth), codes].ravel().astype(np.int64), np.full(len(codes), depth))
@@ -124,8 +124,9 @@ def pack_examples(examples: Examples, sid_tokens: np.ndarray, row_length: int) -
 def _meanings(vocabulary: int, sid_tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each token id its level (TEXT for text), and its code (of text, the id itself)."""
     level, value = np.full(vocabulary, TEXT, np.int64), np.arange(vocabulary)
-    level[sid_tokens] = np.arange(sid_tokens.shape[0])[:, None]
-    value[sid_tokens] = np.arange(sid_tokens.shape[1])
+    levels, codes = np.nonzero(sid_tokens >= 0)
+    tokens = sid_tokens[levels, codes]
+    level[tokens], value[tokens] = levels, codes
     return level, value
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from tessera import bundle as bundles
 from tessera.config import EvaluationSettings, PolicySettings, to_json
 from tessera.decoding.recommender import Recommender
-from tessera.errors import BundleError
+from tessera.errors import BundleError, InputError
 from tessera.evaluation.data import Split, read_split
 from tessera.evaluation.metrics import ranking_metrics, ranks
 from tessera.files import sha256_file, sha256_of
@@ -27,7 +27,8 @@ from tessera.policy.mixture import Mixture, tasks_of
 from tessera.policy.task_ranking import task_metrics
 from tessera.policy.tasks import held_out
 from tessera.policy.templates import load_templates, template_file
-from tessera.schema import read_table
+from tessera.schema import Sizes, read_table
+from tessera.tokenizer.hybrid import hybrid_table, hybrid_tokens
 
 K = 20
 TASK_CASES = 256  # of each task in a validation during training; a hit rate's standard error is 0.03 at most
@@ -45,12 +46,15 @@ def run(
     work: Path,
     captions: Path | None = None,
     intents: Path | None = None,
+    item_vectors: Path | None = None,
 ) -> dict[str, Any]:
     """Train a policy and write its bundle; a killed run goes on from its last checkpoint in `work`.
 
     Args:
         captions, intents: what tasks beside "next" (settings.tasks) are written from, as far as they need it; their
             losses and hit rates then join the curve as "loss/<task>" and "hr@10/<task>".
+        item_vectors: an `embeddings` table whose `text` vectors, grounded ones (tessera.tokenizer.grounding) or plain,
+            the items' own tokens start from (settings.hybrid_prefix); without it they start at random.
 
     Returns:
         metrics: the best epoch, its validation numbers on the sampled users, the curve, and seconds.
@@ -63,6 +67,7 @@ def run(
     started = time.monotonic()
     manifest = bundles.load_manifest(tokenizer, "tokenizer")
     told = [path for path in (template_file(), captions, intents) if path] if settings.tasks != "next" else []
+    told += [item_vectors] if item_vectors else []
     fingerprint = _fingerprint([items, splits, sids, tokenizer / bundles.MANIFEST, *told], settings, seed)
     if (finished := _finished(bundle, fingerprint)) is not None:
         return finished
@@ -72,12 +77,19 @@ def run(
             f"{sids} was written by tokenizer {tokenizer_version_of(table)}, but {tokenizer} is {manifest.version}; "
             "use the SIDs and the bundle of one fit."
         )
-    codebook_size = int(manifest.config["codebook_size"])
+    codebook = int(manifest.config["codebook_size"])
+    sizes: Sizes = codebook
+    vectors = None
+    if settings.hybrid_prefix:
+        tokens = hybrid_tokens(table, settings.hybrid_prefix)
+        table = hybrid_table(table, tokens)
+        sizes = [codebook] * settings.hybrid_prefix + [len(table)]
+        vectors = _vectors(item_vectors, tokens.item_ids) if item_vectors else None
     levels = len(table["codes"][0].as_py())
     texts = _texts(read_table("items", items), settings, captions, intents)
-    backbone = backbones.build(settings, texts, levels, codebook_size, seed)
+    backbone = backbones.build(settings, texts, levels, sizes, seed, vectors)
     nn.Module.to(backbone.model, "cuda" if torch.cuda.is_available() else "cpu")
-    recommender = Recommender(backbone, table, codebook_size, settings.max_history)
+    recommender = Recommender(backbone, table, sizes, settings.max_history)
     split = read_split(splits, recommender.item_ids)
     histories = [history for history in split.train if len(history)]
     mixture = None
@@ -108,7 +120,7 @@ def run(
         bundle,
         backbone,
         table,
-        codebook_size=codebook_size,
+        codebook_size=sizes,
         max_history=settings.max_history,
         config=dataclasses.asdict(settings) | {"seed": seed},
         metrics=metrics,
@@ -156,6 +168,16 @@ def _texts(items: pa.Table, settings: PolicySettings, captions: Path | None, int
         mined = read_table("intents", intents)["descriptors"].to_pylist() if intents else []
         texts += [one["text"] for descriptors in mined for one in descriptors or ()]
     return texts
+
+
+def _vectors(embeddings: Path, item_ids: list[str]) -> np.ndarray:
+    """[items, D] text vectors, in the order of the ids."""
+    table = read_table("embeddings", embeddings)
+    place = {item: row for row, item in enumerate(table["item_id"].to_pylist())}
+    if missing := [item for item in item_ids if item not in place]:
+        raise InputError(f"{embeddings}: item '{missing[0]}' has no vector to start its token from; embed it first.")
+    rows = np.array([place[item] for item in item_ids])
+    return np.stack(table["text"].combine_chunks().to_numpy(zero_copy_only=False))[rows]
 
 
 def _fingerprint(files: list[Path], settings: PolicySettings, seed: int) -> str:

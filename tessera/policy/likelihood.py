@@ -10,7 +10,7 @@ from tessera.policy.backbone import Backbone
 
 
 def log_probabilities(backbone: Backbone, tokens: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
-    """log p(c_l | prompt, c_<l) of each code, each a softmax over the K codes of its level alone.
+    """log p(c_l | prompt, c_<l) of each code, each a softmax over the codes of its level alone.
 
     The score that the decoder ranks by (tessera.decoding.search) and that supervised training raises
     (tessera.policy.sft). One forward a prompt: its tokens, then the codes of all its SIDs as branches that see the
@@ -38,9 +38,9 @@ def log_probabilities(backbone: Backbone, tokens: Tensor, mask: Tensor, codes: T
     ).last_hidden_state
     first = hidden[:, width - 1, None, None].expand(-1, group, -1, -1)
     states = torch.cat([first, hidden[:, width:].unflatten(1, (group, depth - 1))], dim=2)
-    logits = [states[:, :, one] @ head[sid_tokens[one]].to(states.dtype).T for one in range(depth)]
-    logp = torch.stack(logits, dim=2).float().log_softmax(-1)
-    return logp.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+    rows = [head[backbone.level_tokens(one).to(device)].to(states.dtype) for one in range(depth)]
+    logp = [(states[:, :, one] @ rows[one].T).float().log_softmax(-1) for one in range(depth)]
+    return torch.stack([logp[one].gather(-1, codes[:, :, one, None]) for one in range(depth)], dim=2).squeeze(-1)
 
 
 def _visible(mask: Tensor, branches: Tensor) -> Tensor:

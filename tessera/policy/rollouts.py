@@ -58,7 +58,8 @@ def roll_out(
 
 def rows_of(index: CatalogueIndex, codes: Tensor) -> Tensor:
     """[...] item number of each SID [..., L], -1 where there is none."""
-    places = index.codebook_size ** torch.arange(index.depth - 1, -1, -1, device=codes.device)
+    below = [1, *index.sizes[:0:-1]]
+    places = torch.tensor(below, device=codes.device).cumprod(0).flip(0)  # a mixed radix
     catalogue = (index.codes[index.item].long() * places).sum(-1)  # rising: the index is in lexicographic order
     wanted = (codes * places).sum(-1)
     leaf = torch.searchsorted(catalogue, wanted).clamp(max=index.size - 1)

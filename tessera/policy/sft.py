@@ -1,7 +1,7 @@
 """Supervised fine-tuning: next-SID prediction, alone or among other tasks (tessera.policy.mixture).
 
 One autoregressive loss, the mean over all target positions of all tasks, no weights. A code's term is
--log p(c_l | prompt, c_<l), the softmax over the K codes of the target's level, which is also how the decoder scores
+-log p(c_l | prompt, c_<l), the softmax over the codes of the target's level, which is also how the decoder scores
 (tessera.decoding.search); a piece of text has the softmax over the whole vocabulary. In "next" every item of every
 training history is a target.
 """
@@ -69,7 +69,7 @@ def target_losses(backbone: Backbone, batch: Packed, label_smoothing: float = 0.
     texts = [TEXT] if (wanted & (batch.levels == TEXT)).any() else []
     for level in [*range(len(backbone.sid_tokens)), *texts]:
         here = wanted & (batch.levels == level)
-        rows, smoothing = (head, 0.0) if level == TEXT else (head[backbone.sid_tokens[level]], label_smoothing)
+        rows, smoothing = (head, 0.0) if level == TEXT else (head[backbone.level_tokens(level)], label_smoothing)
         logits = hidden[here] @ rows.to(hidden.dtype).T
         terms.append(F.cross_entropy(logits.float(), batch.targets[here], reduction="none", label_smoothing=smoothing))
         tasks.append(batch.tasks[here])

@@ -181,7 +181,7 @@ def test_a_newer_table_of_the_same_tokenizer_adds_items(
     [
         (("new", "of item-3"), "belong to two items"),
         (("item-3", "free"), "names an item twice"),
-        (("new", "beyond"), r"must lie in 0\.\.7, found 0\.\.8"),
+        (("new", "beyond"), r"code 2 of a SID must lie in 0\.\.7, found 8"),
         (("new", "short"), "SIDs of 3 codes, some of these are longer or shorter"),
     ],
 )

@@ -13,19 +13,36 @@ from tessera.decoding.index import CatalogueIndex
 from tessera.decoding.search import CodeHead, Found, beam_search
 from tessera.policy import backbone as backbones
 from tessera.policy.data import prompts
+from tessera.schema import Sizes
 
 SIZE = 6
+HYBRID = (2, 5, 14)
+"""Sizes of a hybrid catalogue: fewer codes, then more, then the items' own tokens."""
 SETTINGS = PolicySettings(hidden=32, layers=2, heads=2, text_vocabulary=300)
 
 
-@pytest.fixture(scope="module")
-def backbone() -> backbones.Backbone:
-    built = backbones.build(SETTINGS, ["words"], 3, SIZE, seed=1)
+def made(sizes: Sizes) -> backbones.Backbone:
+    built = backbones.build(SETTINGS, ["words"], 3, sizes, seed=1)
     built.model.eval()
     with torch.no_grad():  # larger weights than at the start of training, so that scores differ clearly
         for parameter in built.model.parameters():
             parameter.mul_(3.0)
     return built
+
+
+@pytest.fixture(scope="module")
+def plain() -> backbones.Backbone:
+    return made(SIZE)
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> backbones.Backbone:
+    return made(HYBRID)
+
+
+@pytest.fixture(scope="module", params=["plain", "hybrid"])
+def backbone(request: pytest.FixtureRequest) -> backbones.Backbone:
+    return request.getfixturevalue(request.param)
 
 
 @torch.inference_mode()
@@ -37,7 +54,7 @@ def exhaustive(backbone: backbones.Backbone, history: np.ndarray, codes: np.ndar
     logits = backbone.model(torch.cat([start.expand(len(codes), -1), paths], dim=1)).logits
     scores = torch.zeros(len(codes))
     for level in range(3):
-        logp = logits[:, len(start) - 1 + level][:, tokens[level]].float().log_softmax(-1)
+        logp = logits[:, len(start) - 1 + level][:, backbone.level_tokens(level)].float().log_softmax(-1)
         scores += logp[np.arange(len(codes)), codes[:, level]]
     return scores.numpy()
 
@@ -45,7 +62,7 @@ def exhaustive(backbone: backbones.Backbone, history: np.ndarray, codes: np.ndar
 def search(
     backbone: backbones.Backbone, codes, histories, k, beams, exclude=None, allow=None, decoder: Decoder | None = None
 ) -> Found:
-    index = CatalogueIndex.build(codes, SIZE)
+    index = CatalogueIndex.build(codes, backbone.sizes)
     keep = None
     if exclude is not None or allow is not None:
         none = np.empty(0, np.int64)
@@ -57,10 +74,12 @@ def search(
     return beam_search(decoder, head, index, asked, k=k, beams=beams, keep=keep)
 
 
-def cases(data: st.DataObject):
+def cases(data: st.DataObject, sizes: tuple[int, ...]):
     """A catalogue (a full first prefix, lone items, anything), histories and filters, some of which leave nothing."""
-    rows = data.draw(st.lists(st.integers(0, SIZE**3 - 1), min_size=1, max_size=14, unique=True))
-    codes = np.stack(np.unravel_index(rows, (SIZE,) * 3), axis=1)
+    rows = data.draw(st.lists(st.integers(0, int(np.prod(sizes)) - 1), min_size=1, max_size=14, unique=True))
+    codes = np.stack(np.unravel_index(rows, sizes), axis=1)
+    if sizes == HYBRID and data.draw(st.booleans()):
+        codes[:, 2] = data.draw(st.permutations(range(HYBRID[2])))[: len(codes)]  # everybody's own
     item = st.integers(0, len(codes) - 1)
     drawn = data.draw(st.lists(st.lists(item, min_size=1, max_size=4), min_size=1, max_size=3))
     histories = [np.array(h) for h in drawn]
@@ -72,9 +91,19 @@ def cases(data: st.DataObject):
 
 @given(st.data())
 @settings(max_examples=1000, deadline=None)
-def test_a_beam_as_wide_as_the_catalogue_equals_the_oracle(backbone: backbones.Backbone, data: st.DataObject) -> None:
+def test_a_beam_as_wide_as_the_catalogue_equals_the_oracle(plain: backbones.Backbone, data: st.DataObject) -> None:
     """Item by item, score by score, also for beams wider than the catalogue and filters that leave nothing."""
-    codes, histories, exclude, allow = cases(data)
+    compare(plain, data)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_levels_of_different_sizes_equal_the_oracle(hybrid: backbones.Backbone, data: st.DataObject) -> None:
+    compare(hybrid, data)
+
+
+def compare(backbone: backbones.Backbone, data: st.DataObject) -> None:
+    codes, histories, exclude, allow = cases(data, backbone.sizes)
     width = len(codes) + data.draw(st.integers(0, 5))
     k = data.draw(st.integers(1, width))
     found = search(backbone, codes, histories, k, width, exclude, allow)
@@ -94,7 +123,7 @@ def test_a_beam_as_wide_as_the_catalogue_equals_the_oracle(backbone: backbones.B
 @settings(max_examples=60, deadline=None)
 def test_a_narrow_beam_equals_plain_beams(backbone: backbones.Backbone, data: st.DataObject, beams: int) -> None:
     """Against prefixes kept in dictionaries, scored from the oracle's model: what is pruned is what should be."""
-    codes, histories, _, _ = cases(data)
+    codes, histories, _, _ = cases(data, backbone.sizes)
     found = search(backbone, codes, histories, beams, beams)
     for number, history in enumerate(histories):
         kept: dict[tuple[int, ...], float] = {(): 0.0}
@@ -111,13 +140,13 @@ def _step(backbone: backbones.Backbone, codes: np.ndarray, history: np.ndarray, 
     tokens, level = backbone.sid_tokens, len(prefix) - 1
     start = [backbone.bos, *tokens[np.arange(3), torch.tensor(codes[history])].flatten().tolist()]
     ids = torch.tensor([start + [int(tokens[at, c]) for at, c in enumerate(prefix[:-1])]])
-    return float(backbone.model(ids).logits[0, -1][tokens[level]].float().log_softmax(-1)[prefix[-1]])
+    return float(backbone.model(ids).logits[0, -1][backbone.level_tokens(level)].float().log_softmax(-1)[prefix[-1]])
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_the_generic_decoder_gives_the_same(backbone: backbones.Backbone, data: st.DataObject) -> None:
-    codes, histories, exclude, allow = cases(data)
+    codes, histories, exclude, allow = cases(data, backbone.sizes)
     both = [
         search(backbone, codes, histories, 8, 8, exclude, allow, decoder)
         for decoder in (FusedDecoder(backbone.model), GenericDecoder(backbone.model))
@@ -127,7 +156,7 @@ def test_the_generic_decoder_gives_the_same(backbone: backbones.Backbone, data: 
 
 
 def test_a_filtered_user_still_gets_k_items(backbone: backbones.Backbone) -> None:
-    codes = np.stack(np.unravel_index(np.arange(0, SIZE**3, 2), (SIZE,) * 3), axis=1)
+    codes = np.stack(np.unravel_index(np.arange(0, np.prod(backbone.sizes), 2), backbone.sizes), axis=1)
     everything = search(backbone, codes, [np.array([0])], len(codes), len(codes)).rows[0].numpy()
     best = everything[:60]
     found = search(backbone, codes, [np.array([0])], 10, 10, exclude=[np.sort(best)])
@@ -153,7 +182,7 @@ def test_equal_scores_keep_the_order_of_codes() -> None:
 
 
 def test_a_batch_of_unequal_histories_equals_one_by_one(backbone: backbones.Backbone) -> None:
-    codes = np.stack(np.unravel_index(np.arange(0, SIZE**3, 5), (SIZE,) * 3), axis=1)
+    codes = np.stack(np.unravel_index(np.arange(0, np.prod(backbone.sizes), 5), backbone.sizes), axis=1)
     histories = [np.array([1]), np.array([2, 3, 4, 5]), np.array([6, 7])]
     together = search(backbone, codes, histories, 10, 10)
     for number, history in enumerate(histories):
