@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from tessera.decoding.filters import ItemFilter
@@ -28,7 +29,7 @@ Ids = Sequence[str]
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item; score is log p(SID | history)."""
+    """One recommended item; score is log p(SID | history), or what `diversity` makes of it."""
 
     item_id: str
     sid: str
@@ -116,15 +117,20 @@ class Recommender:
         allow: Sequence[Ids | None] | None = None,
         exclude_history: bool = True,
         beams: int = BEAMS,
+        diversity: float | Sequence[float] = 0.0,
     ) -> list[list[Recommendation]]:
         """The k best items for each history.
 
         Unknown ids in a history or a list are passed over; an allow-list of None (or no list at all) allows everything.
         Fewer than k come out where fewer items pass the lists.
 
+        Args:
+            diversity: 0 ranks by probability alone, 1 gives every SID prefix that the search found the same chance, and
+                anything between is between (tessera.decoding.fusion); one for all histories, or one each.
+
         Raises:
-            InputError: k outside 1..catalogue, an empty history, one of unknown items only, or lists of another length
-                than the histories.
+            InputError: k outside 1..catalogue, an empty history, one of unknown items only, lists of another length
+                than the histories, or a diversity outside 0..1.
         """
         self._check_k(k)
         for name, lists in (("exclude", exclude), ("allow", allow)):
@@ -144,16 +150,24 @@ class Recommender:
             np.setdiff1d(self.known_rows(one), out) if one is not None else None
             for one, out in zip(allow if allow is not None else [None] * len(known), gone, strict=True)
         ]
-        found = self.rank(known, k, beams, ItemFilter.build(self.index, gone, only))
+        found = self.rank(known, k, beams, ItemFilter.build(self.index, gone, only), diversity)
         answers = zip(found.rows.tolist(), found.scores.tolist(), strict=True)
         return [
             [Recommendation(self.item_ids[r], self.sids[r], s) for r, s in zip(rows, scores, strict=True) if r >= 0]
             for rows, scores in answers
         ]
 
-    def rank(self, histories: Sequence[np.ndarray], k: int, beams: int, keep: ItemFilter | None = None) -> Found:
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        beams: int,
+        keep: ItemFilter | None = None,
+        diversity: float | Sequence[float] = 0.0,
+    ) -> Found:
         """The same over item numbers, in one batch; histories may be empty and then get the policy's prior."""
         started = time.perf_counter()
+        dial = _dial(diversity, len(histories))
         model, (decoder, head) = self.backbone.model, self.engine()
         width = max(k, beams)
         recent = [history[-self.max_history :] for history in histories]
@@ -166,7 +180,10 @@ class Recommender:
         cache: Any = decoder.cache(len(recent), columns(asked, self.index, width))
         if reuse:
             self._prefixes.restore(entries, known, length, tokens.shape[1], cache)
-        found = beam_search(decoder, head, self.index, asked, k=k, beams=beams, keep=keep, cache=cache)
+        found = beam_search(
+            decoder, head, self.index, asked,
+            k=k, beams=beams, keep=keep, cache=cache, diversity=dial.to(model.device) if dial is not None else None,
+        )
         if reuse:
             self._prefixes.store(recent, length, tokens.shape[1], cache)
         hits = sum(one is not None for one in entries)
@@ -190,7 +207,13 @@ class Recommender:
         stats.decode_s += seconds
 
     def rank_all(
-        self, histories: Sequence[np.ndarray], k: int, beams: int, batch_size: int, progress: str = ""
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        beams: int,
+        batch_size: int,
+        progress: str = "",
+        diversity: float = 0.0,
     ) -> np.ndarray:
         """`rank` in batches of similar length, without filters: [users, k] item numbers, -1 where fewer exist."""
         out = np.full((len(histories), k), -1, dtype=np.int64)
@@ -198,7 +221,7 @@ class Recommender:
         starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc=progress, unit="batch", disable=not progress):
             chosen = order[start : start + batch_size]
-            rows = self.rank([histories[i] for i in chosen], k, beams).rows.cpu().numpy()
+            rows = self.rank([histories[i] for i in chosen], k, beams, diversity=diversity).rows.cpu().numpy()
             out[chosen, : rows.shape[1]] = rows
         return out
 
@@ -210,6 +233,16 @@ class Recommender:
         size = len(self.item_ids)
         if not 1 <= k <= size:
             raise InputError(f"k is {k}; ask for at least 1 and at most {size} items, the catalogue's size.")
+
+
+def _dial(diversity: float | Sequence[float], batch: int) -> Tensor | None:
+    """[batch] float32, None where it is 0 for all."""
+    dial = torch.as_tensor(diversity, dtype=torch.float32)
+    if dial.ndim and len(dial) != batch:
+        raise InputError(f"{batch} histories came with {len(dial)} values of diversity; give one, or one for each.")
+    if not ((dial >= 0) & (dial <= 1)).all():
+        raise InputError("diversity must lie between 0 (the most probable items) and 1 (the most varied).")
+    return dial.expand(batch) if dial.any() else None
 
 
 _NO_ROWS = np.empty(0, dtype=np.int64)

@@ -1,0 +1,132 @@
+"""Adaptive probabilistic fusion: the formula by hand, its ends, and what the dial does to answers."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tessera.config import PolicySettings
+from tessera.decoding.fusion import flattened, inverse_temperature
+from tessera.decoding.recommender import Recommender
+from tessera.errors import InputError
+from tessera.evaluation.diversity import category_coverage
+from tessera.evaluation.metrics import hit_rate, ranks
+from tessera.policy import backbone as backbones
+from tessera.policy.data import pack
+from tessera.policy.sft import sid_loss
+from tessera.schema import SCHEMAS
+
+NEVER = -math.inf
+
+
+def test_by_hand() -> None:
+    """Prefixes of -1 and -3 spread by 1, so at the middle T = 1 + 1 x 0.5 / 0.5 = 2; of -2 and -8 by 3, T = 4.
+
+    With items of -0.5 behind the one and -0.1 behind the other, the sums -1.5 and -3.1 become -1.0 and -1.6 at the
+    middle, and at the diversity end -0.5 and -0.1: the other way round.
+    """
+    prefix = torch.tensor([[-1.0, -3.0, NEVER], [-2.0, -8.0, NEVER]])
+    assert inverse_temperature(prefix, torch.tensor([0.5, 0.5])).tolist() == pytest.approx([1 / 2, 1 / 4])
+    assert inverse_temperature(prefix, torch.tensor([0.8, 0.2])).tolist() == pytest.approx([1 / 5, 1 / 1.75])
+    item = torch.tensor([-0.5, -0.1])
+    for dial, expected in ((0.0, [-1.5, -3.1]), (0.5, [-1.0, -1.6]), (1.0, [-0.5, -0.1])):
+        got = flattened(prefix[:1], torch.tensor([dial]))[0]
+        assert (got[:2] + item).tolist() == pytest.approx(expected)
+        assert got[2] == NEVER
+
+
+LOG_P = st.lists(st.floats(-60, 0, width=32), min_size=1, max_size=8)
+
+
+@given(LOG_P, st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_the_dial_flattens_and_keeps_the_order(values: list[float], one: float, other: float) -> None:
+    prefix = torch.tensor([values])
+    little, much = (flattened(prefix, torch.tensor([dial]))[0] for dial in sorted((one, other)))
+    assert flattened(prefix, torch.zeros(1))[0].tolist() == values  # exactly
+    apart = torch.tensor(values).max() - torch.tensor(values).min()
+    assert much.max() - much.min() <= little.max() - little.min() + 1e-4 <= apart + 2e-4
+    assert (little[:, None] >= little)[torch.tensor(values)[:, None] >= torch.tensor(values)].all()
+    end = flattened(prefix, torch.ones(1))[0]
+    assert end.tolist() == pytest.approx([float(end[0])] * len(values))
+
+
+def test_what_no_beam_found_stays_unfound() -> None:
+    prefix = torch.tensor([[NEVER, NEVER], [-1.0, NEVER]])
+    for dial in (0.0, 0.5, 1.0):
+        got = flattened(prefix, torch.full((2,), dial))
+        assert not got.isnan().any()
+        assert (got == NEVER).tolist() == (prefix == NEVER).tolist()
+
+
+@pytest.fixture(scope="module")
+def shop() -> tuple[Recommender, list[np.ndarray], np.ndarray]:
+    """A policy that was trained for a moment on users who keep to the items of one first code, mostly."""
+    rng = np.random.default_rng(0)
+    codes = np.stack(np.unravel_index(rng.choice(6**3, 60, replace=False), (6, 6, 6)), axis=1)
+    own = [np.flatnonzero(codes[:, 0] == first) for first in range(6)]
+    taste = rng.integers(0, 6, 240)
+    histories = [
+        np.array([rng.choice(own[t]) if rng.random() < 0.9 else rng.integers(60) for _ in range(6)]) for t in taste
+    ]
+    plain = PolicySettings(hidden=32, layers=2, heads=2, text_vocabulary=300, dropout=0.0)
+    backbone = backbones.build(plain, ["words"], 3, 6, 0)
+    packed = pack(histories[:160], codes, backbone.sid_tokens.numpy(), backbone.bos, 114)
+    optimizer = torch.optim.AdamW(backbone.model.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        sid_loss(backbone, packed).backward()
+        optimizer.step()
+    backbone.model.eval()
+    fixed = {"moved": False, "tokenizer_version": "tok-1"}
+    rows = [{"item_id": f"item-{n}", "sid": str(c), "codes": c, **fixed} for n, c in enumerate(codes.tolist())]
+    recommender = Recommender(backbone, pa.Table.from_pylist(rows, SCHEMAS["sids"]), 6, 20)
+    return recommender, [h[:-1] for h in histories[160:]], np.array([h[-1] for h in histories[160:]])
+
+
+def test_from_accuracy_to_diversity(shop: tuple[Recommender, list[np.ndarray], np.ndarray]) -> None:
+    """Along the dial hits fall and lists hold more of the categories, here the first codes."""
+    recommender, histories, targets = shop
+    category = recommender.codes[:, 0].astype(np.int64)
+    hits, different = [], []
+    for dial in (0.0, 0.25, 0.5, 0.75, 1.0):
+        rows = recommender.rank_all(histories, 5, 60, 64, diversity=dial)
+        assert len(np.unique(rows[0])) == 5
+        hits.append(hit_rate(ranks(rows, targets), 5))
+        different.append(float(np.mean([len(np.unique(category[row])) for row in rows])))
+        assert category_coverage(rows, category, 5) == 1.0
+    assert hits == sorted(hits, reverse=True)
+    assert different == sorted(different)
+    assert hits[0] > hits[-1]
+    assert different[-1] > different[0]
+
+
+def test_the_accuracy_end_is_the_plain_search(shop: tuple[Recommender, list[np.ndarray], np.ndarray]) -> None:
+    """Bit for bit, and the neighbours in a batch keep their own dial."""
+    recommender, histories, _ = shop
+    ids = [[recommender.item_ids[row] for row in history] for history in histories[:4]]
+    plain = recommender.recommend(ids, 8)
+    mixed = recommender.recommend(ids, 8, diversity=[0.0, 0.9, 0.0, 1.0])
+    assert [mixed[0], mixed[2]] == [plain[0], plain[2]]
+    assert mixed[3] == recommender.recommend(ids, 8, diversity=1.0)[3] != plain[3]
+
+
+def test_a_filter_holds_at_every_dial(shop: tuple[Recommender, list[np.ndarray], np.ndarray]) -> None:
+    recommender, _, _ = shop
+    only = recommender.item_ids[10:13]
+    found = recommender.recommend([[recommender.item_ids[0]]], 5, allow=[only], diversity=1.0)[0]
+    assert {one.item_id for one in found} == set(only)
+    assert all(math.isfinite(one.score) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("dial", "says"), [(1.1, "between 0"), (-0.1, "between 0"), (math.nan, "between 0"), ([0.1, 0.2], "2 values of")]
+)
+def test_a_dial_outside_is_refused(shop: tuple[Recommender, list[np.ndarray], np.ndarray], dial, says: str) -> None:
+    recommender, _, _ = shop
+    with pytest.raises(InputError, match=says):
+        recommender.recommend([[recommender.item_ids[0]]], 5, diversity=dial)
