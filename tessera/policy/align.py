@@ -27,6 +27,7 @@ from tessera.policy.cases import Cases, next_item_cases
 from tessera.policy.rewards import reward_function
 from tessera.policy.sft import Progress
 from tessera.schema import read_table
+from tessera.tokenizer.collaborative import lightgcn
 
 K = 20
 AlignSettings = GrpoSettings | PreferenceSettings
@@ -45,10 +46,15 @@ class Start:
 def run(
     policy: Path, splits: Path, quality: Path, intents: Path, bundle: Path, settings: Settings, work: Path
 ) -> dict[str, Any]:
-    """What `settings.alignment` asks for: `run_grpo` or `run_preference`, with the tables that a bonus may need."""
+    """What `settings.alignment` asks for: `run_grpo` or `run_preference`, with the tables that a bonus may need.
+
+    The collaborative reward is paid by LightGCN's vectors of the training purchases.
+    """
     if settings.alignment == "grpo":
+        paid_by_likeness = settings.grpo.reward == "collaborative"
         return run_grpo(
-            policy, splits, bundle, settings.grpo, settings.evaluation, settings.seed, work, quality, intents
+            policy, splits, bundle, settings.grpo, settings.evaluation, settings.seed, work, quality, intents,
+            _collaborative(policy, splits, settings.seed) if paid_by_likeness else None,
         )
     if settings.alignment == "preference":
         return run_preference(
@@ -190,6 +196,14 @@ def _policy_settings(config: dict[str, Any]) -> PolicySettings:
     """The settings that a policy was trained with, as far as this version has them."""
     known = {field.name for field in dataclasses.fields(PolicySettings)}
     return PolicySettings(**{name: value for name, value in config.items() if name in known})
+
+
+def _collaborative(policy: Path, splits: Path, seed: int) -> dict[str, np.ndarray]:
+    """Collaborative vectors by item id, of the items that were bought in training."""
+    item_ids = read_table("sids", policy / "sids.parquet")["item_id"].to_pylist()
+    histories = [history.tolist() for history in read_split(splits, item_ids).train]
+    vectors, bought, _ = lightgcn(histories, len(item_ids), seed)
+    return {item: row for item, row, seen in zip(item_ids, vectors, bought, strict=True) if seen}
 
 
 def _scores(

@@ -15,6 +15,7 @@ from tessera.bundle import Manifest
 from tessera.decoding.index import FILE as INDEX
 from tessera.decoding.index import CatalogueIndex
 from tessera.errors import BundleError
+from tessera.policy import distributed
 from tessera.policy.backbone import Backbone, with_more_items, wrap
 from tessera.schema import Sizes, codes_of, read_table, write_table
 from tessera.tokenizer.hybrid import hybrid_table, hybrid_tokens, tokens_of
@@ -70,7 +71,9 @@ def save_policy(
     stated = codebook_size if isinstance(codebook_size, int) else list(codebook_size)
     extra = {"codebook_size": stated, "levels": levels, "max_history": max_history}
     parent = tokenizer_version_of(sids)
-    return bundle.save(folder, KIND, write, config=config, metrics=metrics, parent=parent, extra=extra)
+    return distributed.from_first(
+        lambda: bundle.save(folder, KIND, write, config=config, metrics=metrics, parent=parent, extra=extra)
+    )
 
 
 def load_policy(folder: Path, sids: Path | None = None, *, verify: bool = True) -> Policy:

@@ -20,7 +20,7 @@ from tessera.evaluation.data import Split, read_split
 from tessera.evaluation.metrics import ranking_metrics, ranks
 from tessera.files import sha256_file, sha256_of
 from tessera.policy import backbone as backbones
-from tessera.policy import sft
+from tessera.policy import distributed, sft
 from tessera.policy.bundle import KIND, save_policy, tokenizer_version_of
 from tessera.policy.materials import read_materials
 from tessera.policy.mixture import Mixture, tasks_of
@@ -69,7 +69,7 @@ def run(
     told = [path for path in (template_file(), captions, intents) if path] if settings.tasks != "next" else []
     told += [item_vectors] if item_vectors else []
     fingerprint = _fingerprint([items, splits, sids, tokenizer / bundles.MANIFEST, *told], settings, seed)
-    if (finished := _finished(bundle, fingerprint)) is not None:
+    if (finished := distributed.from_first(lambda: _finished(bundle, fingerprint))) is not None:
         return finished
     table = read_table("sids", sids)
     if tokenizer_version_of(table) != manifest.version:

@@ -7,6 +7,7 @@ prompt's beam or sample as its group.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from tessera.policy.likelihood import log_probabilities
 from tessera.policy.rewards import Reward
 from tessera.policy.rollouts import roll_out
 from tessera.policy.sft import Progress
-from tessera.policy.tuning import Reference, precision, tune
+from tessera.policy.tuning import Reference, generator_of, precision, tune
 
 
 def advantages(rewards: Tensor, epsilon: float) -> Tensor:
@@ -82,9 +83,9 @@ def train(
     device = backbone.model.device
     order = cases.order(settings.epochs, settings.cases, settings.batch, seed)
 
-    def step(number: int, reference: Reference) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        tokens, mask, targets = cases.batch(order[number], device)
-        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + number)
+    def step(number: int, chosen: np.ndarray, reference: Reference) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        tokens, mask, targets = cases.batch(chosen, device)
+        generator = generator_of(device, seed, number)
         group = roll_out(
             backbone, index, tokens, mask, settings.group, settings.rollouts, settings.temperature, generator
         )
@@ -102,6 +103,6 @@ def train(
             yield loss, {"reward": rewards.mean(), "kl": divergence}
 
     return tune(
-        backbone.model, step, len(order), settings.learning_rate, settings.validate_every, validate, work, fingerprint,
+        backbone.model, step, order, settings.learning_rate, settings.validate_every, validate, work, fingerprint,
         "GRPO",
     )

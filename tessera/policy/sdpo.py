@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from tessera.policy.cases import Cases
 from tessera.policy.likelihood import log_probabilities
 from tessera.policy.rollouts import roll_out
 from tessera.policy.sft import Progress
-from tessera.policy.tuning import Reference, precision, tune
+from tessera.policy.tuning import Reference, generator_of, precision, tune
 
 
 def sdpo_loss(logp: Tensor, reference: Tensor, beta: float) -> Tensor:
@@ -49,9 +50,9 @@ def train(
     device = backbone.model.device
     order = cases.order(settings.epochs, settings.cases, settings.batch, seed)
 
-    def step(number: int, reference: Reference) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        tokens, mask, targets = cases.batch(order[number], device)
-        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + number)
+    def step(number: int, chosen: np.ndarray, reference: Reference) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        tokens, mask, targets = cases.batch(chosen, device)
+        generator = generator_of(device, seed, number)
         wrong = negatives(backbone, index, tokens, mask, targets, settings, generator)
         codes = index.codes[torch.cat([targets[:, None], wrong], dim=1)].long()
         with precision(device):
@@ -62,7 +63,7 @@ def train(
         yield sdpo_loss(logp, supervised, settings.beta), {"accuracy": first.detach()}
 
     return tune(
-        backbone.model, step, len(order), settings.learning_rate, settings.validate_every, validate, work, fingerprint,
+        backbone.model, step, order, settings.learning_rate, settings.validate_every, validate, work, fingerprint,
         "S-DPO",
     )
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from tessera.config import PolicySettings
 from tessera.errors import InputError
 from tessera.files import read_json, replacing, write_json
+from tessera.policy import distributed
 from tessera.policy.backbone import Backbone, add_dropout
 from tessera.policy.data import IGNORE, TEXT, Packed, pack_examples, sequences, sid_rows, windows
 from tessera.policy.mixture import Mixture
@@ -96,6 +97,9 @@ def train(
         work: folder of the checkpoints. A killed run that is started again with the same `fingerprint` goes on from
             the last one and ends with the same weights, because each epoch draws from a generator of its own.
         mixture: the tasks, whose losses then join the curve as "loss/<task>"; None trains on "next" alone.
+
+    Under torchrun each process computes its share of every step's rows (tessera.policy.distributed); the first alone
+    validates and writes.
     """
     model, device = backbone.model, backbone.model.device
     if settings.backbone == "tiny":
@@ -109,13 +113,14 @@ def train(
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
     )
-    progress = _resume(work, fingerprint, trained, optimizer)
+    progress = resumed(work, fingerprint, trained, optimizer)
     sid_tokens = backbone.sid_tokens.numpy(force=True)
     alone = sequences(windows(histories, settings.max_history + 1), sid_rows(codes, sid_tokens), backbone.bos)
     tasks = mixture.tasks if mixture else ("next",)
-    bar = tqdm(total=settings.epochs, initial=progress.epoch, desc="train policy", unit="epoch")
+    first = distributed.first()
+    bar = tqdm(total=settings.epochs, initial=progress.epoch, desc="train policy", unit="epoch", disable=not first)
     while progress.epoch < settings.epochs and not _stale(progress, settings):
-        torch.manual_seed(seed * 100_003 + progress.epoch)
+        torch.manual_seed(seed * 100_003 + progress.epoch + distributed.APART * distributed.rank())
         rng = np.random.default_rng([seed, progress.epoch])
         examples = mixture.draw(rng) if mixture else alone
         row_length = max((settings.max_history + 1) * codes.shape[1] + 1, int(examples.tokens.lengths.max()))
@@ -128,15 +133,18 @@ def train(
         if progress.epoch % settings.validate_every and progress.epoch < settings.epochs:
             continue
         model.eval()
-        measured = validate()
+        measured = distributed.from_first(validate)
         progress.curve.append({"epoch": progress.epoch, "train_loss": loss, **_named(losses, tasks), **measured})
         if measured["ndcg@10"] > progress.best:
             progress.best, progress.best_epoch = measured["ndcg@10"], progress.epoch
-            _save_tensors(work / BEST, {name: p.detach() for name, p in trained.items()})
-        _checkpoint(work, progress, trained, optimizer)
+            if first:
+                _save_tensors(work / BEST, {name: p.detach() for name, p in trained.items()})
+        if first:
+            _checkpoint(work, progress, trained, optimizer)
     bar.close()
-    if (work / BEST).exists():
+    if first and (work / BEST).exists():
         _load_weights(trained, load_file(work / BEST))
+    distributed.copy_from_first(trained.values())
     model.eval()
     log.info("policy trained: epoch %d of %d was best, on %s", progress.best_epoch, progress.epoch, device)
     return progress
@@ -154,7 +162,10 @@ def _epoch(
     epoch: int,
     rows: int,
 ) -> tuple[float, list[float]]:
-    """One pass over the rows; the mean loss of its steps, and of each task the mean over its targets."""
+    """One pass over the rows; the mean loss of its steps, and of each task the mean over its targets.
+
+    A step's loss is the mean over the targets of all its rows, whichever process computes them.
+    """
     model, device = backbone.model, backbone.model.device
     model.train()
     steps = -(-len(packed.tokens) // rows)
@@ -162,22 +173,26 @@ def _epoch(
     losses, count = [], int(packed.tasks.max()) + 1
     of_task = torch.zeros(2, count, dtype=torch.float64, device=device)
     for step in range(steps):
-        chosen = slice(step * rows, (step + 1) * rows)
+        whole = packed.targets[step * rows : (step + 1) * rows]
+        mine, part = distributed.share(len(whole))
+        chosen = torch.from_numpy(step * rows + mine)
         batch = Packed(*(getattr(packed, name)[chosen].to(device) for name in Packed.__dataclass_fields__))
         rate = settings.learning_rate * _schedule(epoch + step / steps, settings.epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with mixed:
             terms, tasks = target_losses(backbone, batch, settings.label_smoothing)
-            loss = terms.sum() / len(terms)
+            loss = terms.sum() / int((whole != IGNORE).sum()) * float(part > 0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.sum_gradients(p for g in optimizer.param_groups for p in g["params"])
         torch.nn.utils.clip_grad_norm_((p for g in optimizer.param_groups for p in g["params"]), 1.0)
         optimizer.step()
         losses.append(loss.detach())
         member = F.one_hot(tasks, count).double()
-        of_task += torch.stack([terms.detach().double() @ member, member.sum(0)])
-    return float(torch.stack(losses).mean()), (of_task[0] / of_task[1]).tolist()
+        of_task += torch.stack([terms.detach().double() @ member, member.sum(0)]) * float(part > 0)
+    of_task = distributed.total(of_task)
+    return float(distributed.total(torch.stack(losses)).mean()), (of_task[0] / of_task[1]).tolist()
 
 
 def _named(losses: Sequence[float], tasks: Sequence[str]) -> dict[str, float]:
@@ -204,6 +219,20 @@ def _checkpoint(
     for old in [*work.glob(f"*.{WEIGHTS}"), *work.glob(f"*.{MOMENTS}")]:
         if not old.name.startswith(f"{progress.epoch}."):
             old.unlink()
+
+
+def resumed(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
+    """Where an earlier run with this fingerprint stood: its weights and moments are in place, in every process."""
+    progress = Progress(**distributed.from_first(lambda: _resume(work, fingerprint, trained, optimizer).__dict__))
+    distributed.copy_from_first(trained.values())
+    if progress.epoch and distributed.together():
+        for parameter in trained.values():
+            state = optimizer.state[parameter]
+            state.setdefault("step", torch.zeros(()))
+            for name in ("exp_avg", "exp_avg_sq"):
+                state.setdefault(name, torch.zeros_like(parameter))
+            distributed.copy_from_first(state[name] for name in ("step", "exp_avg", "exp_avg_sq"))
+    return progress
 
 
 def _resume(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:

@@ -149,6 +149,23 @@ def test_the_settings_choose(
     assert config[alignment].get("bonus") == ("quality" if alignment == "grpo" else None)
 
 
+def test_the_collaborative_reward_is_paid_by_who_bought_what(
+    toy: Any, undisturbed: dict[str, Any], tables: dict[str, Path], tmp_path: Path
+) -> None:
+    """Everybody bought items of one chain alone, whose vectors then are alike: more is paid than for the target."""
+    inputs = undisturbed["bundle"], toy.folder / "splits.parquet", tables["quality"], tables["intents"]
+    paid = {}
+    for reward in ("exact", "collaborative"):
+        settings = Settings(alignment="grpo", grpo=replace(GRPO, reward=reward, epochs=1))
+        made = align.run(*inputs, tmp_path / reward, settings, tmp_path / f"work-{reward}")
+        paid[reward] = made["curve"][1]["reward"]
+    assert paid["collaborative"] > paid["exact"] + 0.05
+    vectors = align._collaborative(*inputs[:2], 0)
+    assert set(vectors) == {f"item-{chain}-{place}" for chain in range(6) for place in range(3)}
+    unit = {item: row / (row @ row) ** 0.5 for item, row in vectors.items()}
+    assert unit["item-0-0"] @ unit["item-0-2"] > 0.8 > unit["item-0-0"] @ unit["item-3-2"]
+
+
 def test_the_paper_preset_aligns() -> None:
     paper = preset("paper")
     assert (paper.alignment, paper.grpo.epochs, paper.grpo.kl, paper.grpo.bonus) == ("grpo", 2, 0.001, "quality")
