@@ -62,6 +62,37 @@ def run_embeddings(
     }
 
 
+def run_knowledge(items: Path, intents: Path, out: Path, settings: Settings, ledger_url: str) -> dict[str, Any]:
+    """Embed what the world says of the items (`knowledge_texts`) into an `embeddings` table, for grounding.
+
+    Returns and raises as `run_embeddings`.
+    """
+    started = time.monotonic()
+    chosen, ledger = settings.enrichment, Ledger(ledger_url)
+    texts = knowledge_texts(read_table("items", items), read_table("intents", intents))
+    encoder = open_joint_encoder(chosen)
+    if encoder is None:
+        done = _embed_texts(texts, chosen, ledger)
+    else:
+        done, _ = _embed_jointly(encoder, texts, {}, chosen.batch_size, ledger)
+    ids = list(texts)
+    nothing = pa.nulls(len(ids), SCHEMAS["embeddings"].field("image").type)
+    columns = [pa.array(ids, pa.string()), vector_column([done.entries[i] for i in ids]), nothing]
+    write_table("embeddings", pa.table(columns, SCHEMAS["embeddings"].names), out)
+    seconds = round(time.monotonic() - started, 3)
+    return {"model_calls": done.calls, "reused": done.reused, "failed": done.failed, "seconds": seconds}
+
+
+def knowledge_texts(items: pa.Table, intents: pa.Table) -> dict[str, str]:
+    """Item id -> "categories. brand. descriptors", what the world says of an item; never its title or description."""
+    tags = {row["item_id"]: ", ".join(d["text"] for d in row["descriptors"]) for row in intents.to_pylist()}
+    texts = {}
+    for row in items.to_pylist():
+        parts = [", ".join(filter(None, row["categories"])), row["brand"], tags.get(row["item_id"], "")]
+        texts[row["item_id"]] = ". ".join(part.strip() for part in parts if part.strip())
+    return texts
+
+
 def embedding_texts(
     rows: Sequence[Mapping[str, Any]], captions: Path, intents: Path, settings: EnrichmentSettings
 ) -> dict[str, str]:

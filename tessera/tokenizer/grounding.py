@@ -6,9 +6,11 @@ Tokenizers that read the grounded vectors in place of the raw ones, and each ite
 from that space.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,10 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
 from tessera.errors import InputError
-from tessera.schema import conform
+from tessera.evaluation.data import read_split
+from tessera.schema import conform, read_table, write_table
 from tessera.tokenizer.fusion import Balance, Fusion
-from tessera.tokenizer.inputs import Inputs
+from tessera.tokenizer.inputs import Inputs, read_inputs
 
 WIDTH, HIDDEN, TEMPERATURE = 128, 256, 0.07
 EPOCHS, BATCH, LEARNING_RATE = 30, 256, 1e-3
@@ -81,20 +84,37 @@ def info_nce(a: Tensor, b: Tensor, same: Tensor | None = None, temperature: floa
     return 0.5 * (cross_entropy(logits, own) + cross_entropy(logits.T, own))
 
 
+def run(embeddings: Path, knowledge: Path, splits: Path, out: Path, seed: int) -> dict[str, Any]:
+    """Write an `embeddings` table of grounded vectors, which tokenizers read and items' own tokens start from.
+
+    Only training purchases are read. The same inputs and seed give the same table on the same machine.
+
+    Args:
+        knowledge: an `embeddings` table of what the world says of the items (tessera.enrichment.embedding).
+
+    Returns:
+        items, pairs (of items bought one after the other), curve (a record an epoch), seconds.
+
+    Raises:
+        InputError: an unusable table, or an item that `knowledge` or the split does not know alike.
+    """
+    started = time.monotonic()
+    inputs = read_inputs(read_table("embeddings", embeddings), origin=str(embeddings))
+    world = read_inputs(read_table("embeddings", knowledge), origin=str(knowledge))
+    if world.item_ids != inputs.item_ids:
+        raise InputError(f"{knowledge} and {embeddings} are not of the same items; embed one catalogue for both.")
+    histories = read_split(splits, inputs.item_ids).train
+    bought = bought_next([history.tolist() for history in histories])
+    model, curve = fit(inputs, Views(inputs.text, world.text, bought), seed)
+    write_table("embeddings", grounded_table(inputs, model.vectors(inputs)), out)
+    seconds = round(time.monotonic() - started, 3)
+    return {"items": len(inputs.item_ids), "pairs": len(bought), "curve": curve, "seconds": seconds}
+
+
 def bought_next(histories: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     """Pairs [P, 2] of different items that follow one another in a training history (rows of items)."""
     pairs = [pair for history in histories for pair in pairwise(history) if pair[0] != pair[1]]
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-
-def knowledge_texts(items: pa.Table, intents: pa.Table) -> dict[str, str]:
-    """Item id -> "categories. brand. descriptors", what the world says of an item; never its title or description."""
-    tags = {row["item_id"]: ", ".join(d["text"] for d in row["descriptors"]) for row in intents.to_pylist()}
-    texts: dict[str, str] = {}
-    for row in conform("items", items).to_pylist():
-        parts = [", ".join(filter(None, row["categories"])), row["brand"], tags.get(row["item_id"], "")]
-        texts[row["item_id"]] = ". ".join(part.strip() for part in parts if part.strip())
-    return texts
 
 
 def fit(inputs: Inputs, views: Views, seed: int, epochs: int = EPOCHS) -> tuple[Grounding, list[Mapping[str, Any]]]:

@@ -1,6 +1,7 @@
 """InfoNCE by hand and its direction; a space in which text, world and purchases agree."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 from tessera.errors import InputError
-from tessera.schema import SCHEMAS
+from tessera.schema import SCHEMAS, read_table, write_table
 from tessera.tokenizer import grounding
-from tessera.tokenizer.grounding import Views, bought_next, grounded_table, info_nce, knowledge_texts
+from tessera.tokenizer.grounding import Views, bought_next, grounded_table, info_nce
 from tessera.tokenizer.inputs import Inputs, read_inputs
 
 
@@ -45,17 +46,6 @@ def test_the_same_said_of_two_items_makes_them_no_negatives() -> None:
 def test_only_neighbours_in_a_history_are_pairs() -> None:
     assert bought_next([[3, 1, 1, 2], [4]]).tolist() == [[3, 1], [1, 2]]
     assert bought_next([[1]]).shape == (0, 2)
-
-
-def test_knowledge_says_nothing_of_the_title() -> None:
-    row = {"item_id": "a", "title": "Nova Ball", "description": "Round.", "brand": "Nova", "categories": ["Sports"]}
-    items = pa.Table.from_pylist([row | {"attributes": [], "image_status": "none", "image": None}], SCHEMAS["items"])
-    tags = [{"text": "beach games", "confidence": 0.9}, {"text": "holiday", "confidence": None}]
-    made = {"provider": "p", "model": "m", "prompt_version": "v", "status": "ok", "reason": None}
-    intents = pa.Table.from_pylist(
-        [made | {"item_id": "a", "surface": [], "motives": [], "descriptors": tags}], SCHEMAS["intents"]
-    )
-    assert knowledge_texts(items, intents) == {"a": "Sports. Nova. beach games, holiday"}
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +97,20 @@ def test_any_tokenizer_reads_grounded_vectors(world: tuple, fit_table: Callable)
     table = grounded_table(inputs, vectors)
     assert np.array_equal(read_inputs(table).text, vectors)
     assert fit_table(table)["collision_rate_after"] == 0.0
+
+
+def test_the_stage_reads_tables_and_holds_out_what_is_held_out(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("embeddings", "knowledge", "splits", "out", "short")}
+    for name, items in (("embeddings", 12), ("knowledge", 12), ("short", 5)):
+        rows = [{"item_id": f"i{n:02d}", "text": draw.normal(size=6).tolist(), "image": None} for n in range(items)]
+        write_table("embeddings", pa.Table.from_pylist(rows, SCHEMAS["embeddings"]), paths[name])
+    user = {"user_id": "u", "train": ["i03", "i01", "i02"], "validation": "i04", "test": "i05"}
+    write_table("splits", pa.Table.from_pylist([user], SCHEMAS["splits"]), paths["splits"])
+    told = grounding.run(paths["embeddings"], paths["knowledge"], paths["splits"], paths["out"], seed=0)
+    assert (told["items"], told["pairs"]) == (12, 2)
+    found = read_inputs(read_table("embeddings", paths["out"]))
+    assert found.item_ids == [f"i{n:02d}" for n in range(12)]
+    assert np.linalg.norm(found.text, axis=1) == pytest.approx(np.ones(12), abs=1e-5)
+    with pytest.raises(InputError, match="not of the same items"):
+        grounding.run(paths["embeddings"], paths["short"], paths["splits"], paths["out"], seed=0)
