@@ -1,6 +1,6 @@
 """Reading the tables that tasks are written from, and tokenising what they say of each item."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ def read_materials(
     mined = _by_id(read_table("intents", intents), item_ids) if intents else [{}] * len(item_ids)
     descriptors = [[one["text"] for one in row.get("descriptors") or []] for row in mined]
     phrases = [found + (row.get("motives") or []) for found, row in zip(descriptors, mined, strict=True)]
-    categories = [_category(row) for row in rows]
 
     def tokens(texts: list[str]) -> Ragged:
         return tokenised(backbone, texts).first(settings.text_tokens)
@@ -58,11 +57,11 @@ def read_materials(
             "text": tokens([f"{row['title']}. {row['description']}" for row in rows]),
             "caption": tokens([row.get("caption") or "" for row in seen]),
             "intents": tokens(["; ".join(found) for found in descriptors]),
-            "category": tokens(categories),
+            "category": tokens([_category(row) for row in rows]),
         },
         phrases=tokens([phrase for found in phrases for phrase in found]),
         phrase_count=np.array([len(found) for found in phrases], dtype=np.int64),
-        category=_numbers(categories),
+        category=categories(rows),
         is_new=_new(histories, len(item_ids)),
         templates=templates,
         words=dict(zip(fixed, _encode(backbone, fixed), strict=True)),
@@ -94,12 +93,14 @@ def _by_id(table: pa.Table, item_ids: list[str]) -> list[dict[str, Any]]:
     return [found.get(item, {}) for item in item_ids]
 
 
-def _category(row: dict[str, Any]) -> str:
+def _category(row: Mapping[str, Any]) -> str:
     """The finest category; where a catalogue has none, the last attribute."""
     return str((row["categories"] or row["attributes"] or [""])[-1]).strip()
 
 
-def _numbers(names: list[str]) -> Ints:
+def categories(rows: Sequence[Mapping[str, Any]]) -> Ints:
+    """[items] number of each item's finest category, by name; -1 where it has none. Rows are of the items table."""
+    names = [_category(row) for row in rows]
     _, numbers = np.unique(np.array(names), return_inverse=True)
     return np.where(np.array(names) == "", -1, numbers).astype(np.int64)
 

@@ -1,0 +1,64 @@
+"""The bench's figures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.quality.systems import TABLES
+from benchmarks.quality.tables import Cells, mean_and_spread
+from tessera.files import replacing
+
+
+def draw(cells: Cells, titles: Mapping[str, str], folder: Path) -> list[Path]:
+    """All figures that these cells are enough for."""
+    drawn = []
+    for table in TABLES:
+        if any(cells.get(name) for name in TABLES[table][1]):
+            drawn.append(_bars(cells, titles, table, folder / f"{table}.svg"))
+    dials = {titles[name]: of for name, of in cells.items() if of and all("dial" in cell for cell in of)}
+    if dials:
+        drawn.append(_dial(dials, folder / "dial.svg"))
+    return drawn
+
+
+def _bars(cells: Cells, titles: Mapping[str, str], table: str, path: Path) -> Path:
+    """Test HR@10 of a table's systems; the line is the spread over seeds."""
+    title, names = TABLES[table]
+    known = [name for name in names if cells.get(name)][::-1]
+    found = [mean_and_spread(cells[name], "test", "hr@10") or (0.0, 0.0) for name in known]
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.32 * len(known)), layout="constrained")
+    axes.barh([titles[name] for name in known], [f[0] for f in found], xerr=[f[1] for f in found], color="#4c72b0")
+    axes.set(xlabel="test HR@10", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def _dial(dials: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Category coverage against HR@10, a point a setting of the dial."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for title, cells in dials.items():
+        points = range(len(cells[0]["dial"]))
+        flat = [[{"dial": cell["dial"][at]} for cell in cells] for at in points]
+        x, y = (
+            [(mean_and_spread(one, "dial", key) or (0.0, 0.0))[0] for one in flat]
+            for key in ("category_coverage", "hr@10")
+        )
+        axes.plot(x, y, marker="o", label=title)
+        for at in points:
+            axes.annotate(str(cells[0]["dial"][at]["setting"]), (x[at], y[at]), fontsize=7)
+    axes.set(xlabel="categories covered in the first ten", ylabel="test HR@10", title="Fusion: accuracy to diversity")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return path

@@ -1,0 +1,98 @@
+"""The bench's report: Markdown to read, JSON to compute with, figures to look at."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality import figures, tables
+from benchmarks.quality.measures import Ground
+from benchmarks.quality.slices import COLD, TWIN
+from benchmarks.quality.systems import BUDGETS, PEERS, SYSTEMS, TABLES
+from tessera.config import Settings
+from tessera.files import write_json, write_text
+
+PEER_TITLES = {
+    "popularity": "popularity", "gru4rec": "GRU4Rec", "sasrec": "SASRec", "bert4rec": "BERT4Rec", "fdsa": "FDSA",
+}
+PAPERS = ("deepinterestgr", "trialigngr", "sigma", "convergence")
+
+
+def write_report(
+    cells: Mapping[str, Sequence[Mapping[str, Any]]],
+    notes: Mapping[str, str],
+    ground: Ground,
+    settings: Settings,
+    budget: str,
+    command: str,
+    out: Path,
+) -> None:
+    """Write report.md, report.json and the figures into `out`."""
+    titles = {**PEER_TITLES, **{name: system.title for name, system in SYSTEMS.items()}}
+    catalogue = settings.path.name if settings.path else settings.source
+    parts = [f"# Quality on {catalogue}, budget {budget}", _facts(cells, ground, settings, budget, command)]
+    for table, (title, names) in TABLES.items():
+        if any(cells.get(name) for name in names):
+            parts += [f"## {title}", tables.ranking_table(cells, table, titles, notes), f"![{title}]({table}.svg)"]
+    if (found := _papers_against_peers(cells, titles, ground)) is not None:
+        parts += ["## The best of the papers' systems against the best peer", found]
+    parts += ["## Diversity, over the first ten", tables.diversity_table(cells, titles)]
+    for name, of in cells.items():
+        if all("tasks" in cell for cell in of):
+            parts += [f"## {titles[name]}: each task behind its own prompt", tables.task_table(of)]
+    for name, of in cells.items():
+        if all("dial" in cell for cell in of):
+            parts += [f"## {titles[name]}: accuracy against diversity", tables.dial_table(of), "![dial](dial.svg)"]
+    if any("gain" in cell for of in cells.values() for cell in of):
+        parts += ["## What training after SFT did on validation", tables.gain_table(cells, titles)]
+    parts += ["## Seconds", tables.seconds_table(cells, titles)]
+    out.mkdir(parents=True, exist_ok=True)
+    figures.draw(cells, titles, out)
+    write_text(out / "report.md", "\n\n".join(parts) + "\n")
+    kept = {name: [{k: v for k, v in cell.items() if k != "ranks"} for cell in of] for name, of in cells.items()}
+    write_json(out / "report.json", {"command": command, "budget": budget, "catalogue": catalogue, "cells": kept})
+
+
+def _facts(
+    cells: Mapping[str, Sequence[Mapping[str, Any]]], ground: Ground, settings: Settings, budget: str, command: str
+) -> str:
+    split, most = ground.split, BUDGETS[budget].users
+    machines = {
+        f"{h['cpu']}, {h['cores']} cores, {h['memory_gb']:.0f} GB, {h['threads']} threads"
+        for of in cells.values() for cell in of if (h := cell["hardware"])
+    }
+    seeds = sorted({cell["seed"] for of in cells.values() for cell in of})
+    asked = split.test_cases()[1]
+    share = f"{most} users drawn from the catalogue" if most and len(split.users) == most else "all users"
+    return "\n".join([
+        f"`{command}`", "",
+        f"- {len(split.users)} users ({share}), {len(ground.item_ids)} items, leave-last-out, every item ranked, "
+        f"bought items not removed; beam {settings.evaluation.beam} for every system of this code.",
+        f"- Seeds {', '.join(map(str, seeds))}; ± is the standard deviation over seeds. The standard error of an HR@10 "
+        f"of 0.1 from {len(asked)} test users is {np.sqrt(0.09 / len(asked)):.4f}. p: paired bootstrap over users.",
+        f"- Every system stopped by validation alone. Hard: {ground.twins[asked].mean():.0%} of the test cases, whose "
+        f"target's title has a twin (TF-IDF cosine at least {TWIN}). Cold: {ground.cold[asked].mean():.0%}, whose "
+        f"target was bought fewer than {COLD} times in training.",
+        f"- Machine: {'; '.join(sorted(machines))}.",
+        *([] if ground.pictured else [
+            "- This catalogue has no photos: captions are empty, CMSA's branches are one and the same, and tasks about "
+            "photos are left out of every mixture."
+        ]),
+    ])  # fmt: skip
+
+
+def _papers_against_peers(
+    cells: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str], ground: Ground
+) -> str | None:
+    """The system and the peer that were best on validation, over all test users and the hard ones."""
+    ours, peer = tables.best(cells, PAPERS), tables.best(cells, PEERS)
+    if ours is None or peer is None:
+        return None
+    hard = ground.twins[ground.split.test_cases()[1]]
+    lines = [f"{titles[ours]} against {titles[peer]}, both chosen by validation NDCG@10; hits in the first ten:", ""]
+    for what, member in (("all test users", None), ("hard", hard)):
+        if member is None or member.any():
+            found = tables.compared(cells, ours, peer, member)
+            lines.append(f"- {what}: {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p = {found.p:.2g}")
+    return "\n".join(lines)

@@ -1,0 +1,145 @@
+"""Every system that is measured, and the tables that it stands in: declared here and nowhere else.
+
+A system of this code is a set of changes to one run's settings; the budget (`BUDGETS`) is the same for all of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from tessera.enrichment.branches import Branch
+from tessera.policy.mixture import MIXTURES, TMT_GROUPS
+
+Words = Literal["none", "summary", "paraphrase", "intents"]
+PEERS = ("popularity", "gru4rec", "sasrec", "bert4rec", "fdsa")
+
+
+@dataclass(frozen=True)
+class System:
+    """A configuration of this code.
+
+    branch: what of a photo enters the SIDs; words: what a model's words beside the metadata are; grounded: the SIDs
+    quantize grounded vectors (SIGMA); tokenizer, policy: changes to those settings; align: the kind of training after
+    SFT ("" for none) and tuned its changes.
+    """
+
+    title: str
+    branch: Branch = "text"
+    words: Words = "none"
+    grounded: bool = False
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    align: Literal["", "grpo", "preference"] = ""
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _without(group: str) -> str:
+    return ",".join(task for task in MIXTURES["tmt"] if task not in TMT_GROUPS[group])
+
+
+ALIGNED: Mapping[str, Any] = {"tasks": "alignment"}
+TIGER = System("TIGER")
+LCREC = System("LC-Rec", policy=ALIGNED)
+SFT = System("DeepInterestGR, SFT only", "both", "intents", policy=ALIGNED)
+DEEP = replace(SFT, title="DeepInterestGR", align="grpo", tuned={"bonus": "quality"})
+TRI = System("TriAlignGR", "both", "intents", policy={"tasks": "tmt"})
+
+SYSTEMS: dict[str, System] = {
+    "tiger": TIGER,
+    "lcrec": LCREC,
+    "minionerec": replace(LCREC, title="MiniOneRec", align="grpo"),
+    "sdpo": replace(LCREC, title="S-DPO", align="preference"),
+    "deepinterestgr": DEEP,
+    "trialigngr": TRI,
+    "sigma": System(
+        "SIGMA", "both", "intents", grounded=True, policy={"tasks": "sigma", "hybrid_prefix": 2}
+    ),
+    "convergence": System(
+        "Semantic Convergence", tokenizer={"method": "aligned", "levels": 4}, policy={"tasks": "convergence"}
+    ),
+    # DeepInterestGR less one thing at a time.
+    "deep-no-intents": replace(DEEP, title="without intents", words="none"),
+    "deep-no-cmsa": replace(DEEP, title="without CMSA", branch="text"),
+    "deep-no-bonus": replace(DEEP, title="without the quality bonus", tuned={}),
+    "deep-sft": replace(SFT, title="SFT only"),
+    # TriAlignGR less one group of tasks at a time.
+    **{
+        f"tmt-no-{group}": replace(TRI, title=f"without {group}", policy={"tasks": _without(group)})
+        for group in TMT_GROUPS
+    },
+    "tmt-next": replace(TRI, title="next-SID alone", policy={}),
+    # CMSA's branches and the words beside the metadata, under plain next-SID training.
+    "branch-text": System("text only", "text", "intents"),
+    "branch-caption": System("caption only", "caption", "intents"),
+    "branch-image": System("image embedding only", "image", "intents"),
+    "branch-both": System("both", "both", "intents"),
+    "words-none": System("no intents", "both", "none"),
+    "words-summary": System("LLM summary", "both", "summary"),
+    "words-paraphrase": System("LLM paraphrase", "both", "paraphrase"),
+    # GRPO's rewards and the labels of the gated bonus, all from the same SFT policy.
+    **{
+        f"reward-{reward}": replace(SFT, title=f"{reward} reward", align="grpo", tuned={"reward": reward})
+        for reward in ("format", "prefix", "collaborative")
+    },
+    **{
+        f"labels-{bonus}": replace(SFT, title=f"{bonus} labels", align="grpo", tuned={"bonus": bonus})
+        for bonus in ("uniform", "random", "heuristic")
+    },
+}
+
+TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "main": ("Main table", (
+        *PEERS, "tiger", "lcrec", "minionerec", "sdpo", "deepinterestgr", "trialigngr", "sigma", "convergence",
+    )),
+    "ablations": (
+        "DeepInterestGR, one thing less at a time",
+        ("deepinterestgr", "deep-no-intents", "deep-no-cmsa", "deep-no-bonus", "deep-sft"),
+    ),
+    "tasks": (
+        "TriAlignGR, one group of tasks less at a time",
+        ("trialigngr", *(f"tmt-no-{group}" for group in TMT_GROUPS), "tmt-next"),
+    ),
+    "branches": (
+        "CMSA branches (next-SID training)", ("branch-text", "branch-caption", "branch-image", "branch-both"),
+    ),
+    "words": (
+        "Words beside the metadata (next-SID training)",
+        ("words-none", "words-summary", "words-paraphrase", "branch-both"),
+    ),
+    "rewards": (
+        "Rewards of GRPO, from one SFT policy",
+        ("deep-sft", "deep-no-bonus", "reward-format", "reward-prefix", "reward-collaborative"),
+    ),
+    "labels": (
+        "What the gated bonus pays by, from one SFT policy",
+        ("deep-no-bonus", "deepinterestgr", "labels-uniform", "labels-random", "labels-heuristic"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a cell may cost, as changes to the settings; users: most users of the split, 0 for all.
+
+    What peers may cost under a budget of the same name stands with them (benchmarks.peers.peers).
+    """
+
+    users: int
+    tokenizer: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    align: Mapping[str, Any]
+
+
+BUDGETS: dict[str, Budget] = {
+    "smoke": Budget(
+        400, {"epochs": 10, "codebook_size": 32},
+        {"epochs": 2, "hidden": 32, "layers": 2, "heads": 2, "text_vocabulary": 512, "validation_users": 100},
+        {"cases": 128, "batch": 32, "group": 4, "validate_every": 4, "negatives": 3},
+    ),
+    "small": Budget(
+        10_000, {"epochs": 100},
+        {"epochs": 40, "hidden": 96, "layers": 3, "task_examples": 2000, "validation_users": 1000},
+        {"cases": 6400, "validate_every": 20, "group": 16},
+    ),
+    "full": Budget(0, {}, {}, {}),
+}
