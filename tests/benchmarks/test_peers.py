@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.peers import environment, peers
-from benchmarks.peers.recbole_run import Similar, evaluation_history, rows_of, training_cases
+from benchmarks.peers.recbole_run import Cut, Similar, evaluation_history, rows_of, training_cases
 from tessera.catalog.shop.customers import purchases
 from tessera.catalog.shop.definition import stock
 from tessera.errors import InputError, ServiceError
@@ -87,6 +88,19 @@ def test_batches_are_of_similar_length() -> None:
     lengths = np.random.default_rng(0).integers(1, 21, 640)
     order = torch.tensor(list(Similar(lengths, 20, 0))).numpy()
     assert np.ptp(lengths[order].reshape(-1, 20), axis=1).mean() < 4 < np.ptp(lengths.reshape(-1, 20), axis=1).mean()
+
+
+def test_cut_by_hand() -> None:
+    columns = {
+        "item_length": torch.tensor([2, 3]), "item_id_list": torch.tensor([[5, 6, 0, 0], [1, 2, 3, 0]]),
+        "Mask_item_id_list": torch.tensor([[9, 6, 0, 0], [1, 9, 9, 0]]),
+        "MASK_INDEX": torch.tensor([[0, 0, 0], [0, 1, 2]]),
+        "Pos_item_id": torch.tensor([[0, 0, 5], [0, 2, 3]]), "Neg_item_id": torch.tensor([[0, 0, 7], [0, 8, 4]]),
+    }  # fmt: skip
+    made = Cut(lambda _, batch: batch)(None, SimpleNamespace(interaction=columns)).interaction
+    assert made["item_id_list"].tolist() == [[5, 6, 0], [1, 2, 3]]
+    assert made["Mask_item_id_list"].tolist() == [[9, 6, 0], [1, 9, 9]]
+    assert (made["MASK_INDEX"].tolist(), made["Pos_item_id"].tolist()) == ([[0, 0], [1, 2]], [[0, 5], [2, 3]])
 
 
 def test_absent_environment_is_said_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
