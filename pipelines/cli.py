@@ -163,6 +163,7 @@ def recommend(
     user: str = "",
     history: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     k: int = 10,
+    diversity: float = 0.0,
     url: str = "127.0.0.1:8001",
     protocol: Literal["grpc", "http"] = "grpc",
     features_url: str = "127.0.0.1:6566",
@@ -174,6 +175,7 @@ def recommend(
         user: user id, whose history and cached list the feature store has.
         history: item id, once for each purchase in order: `--history a --history b`; instead of the user's own.
         k: how many items.
+        diversity: 0 for the likeliest items, up to 1 for more sorts of items at fewer hits.
         url: host:port of Triton.
         protocol: how to ask.
         features_url: host:port of the feature server.
@@ -184,7 +186,7 @@ def recommend(
     if not user and not history:
         raise InputError("give --user ID, or --history ID once for each purchase.")
     with Recommender(url, protocol, timeout, features_url) as client:
-        answer = client.recommend(history or None, user=user or None, k=k)
+        answer = client.recommend(history or None, user=user or None, k=k, diversity=diversity)
     cached = ""
     if answer.source == "cache":
         age = "" if answer.age_s is None else f", computed {_ago(answer.age_s)} ago"

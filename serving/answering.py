@@ -45,6 +45,7 @@ class Query:
     exclude: list[str]
     allow: list[str] | None
     include_history: bool
+    diversity: float
 
 
 class Answerer:
@@ -118,6 +119,8 @@ class Answerer:
         most = min(MAX_K, len(self._known))
         if not 1 <= query.k <= most:
             raise InputError(f"k is {query.k}; ask for 1 to {most} items.")
+        if not 0 <= query.diversity <= 1:
+            raise InputError(f"diversity is {query.diversity:g}; send a number between 0 and 1.")
         allow = query.allow
         if allow is not None:
             allow = [item for item in allow if item in self._known]
@@ -147,6 +150,7 @@ class Answerer:
             max(row.k for row in rows),
             exclude=[row.exclude for row in rows],
             allow=allow if any(one is not None for one in allow) else None,
+            diversity=[row.diversity for row in rows],
             exclude_history=False,  # part of `exclude` where it is wanted, so that requests that differ share a batch
         )
         return found
@@ -220,6 +224,7 @@ def _parse_row(row: Mapping[str, np.ndarray]) -> Query:
         _texts(row.get("exclude"), "exclude"),
         _texts(row.get("allow"), "allow") or None,
         bool(row["include_history"][0]) if "include_history" in row else False,
+        float(row["diversity"][0]) if "diversity" in row else 0.0,
     )
 
 

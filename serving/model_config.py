@@ -30,7 +30,7 @@ instance_group [ {{ kind: KIND_CPU, count: 1 }} ]
 _INPUTS = (
     ("history", "TYPE_STRING", -1), ("history_ids", "TYPE_INT64", -1), ("user_id", "TYPE_STRING", 1),
     ("k", "TYPE_INT32", 1), ("exclude", "TYPE_STRING", -1), ("allow", "TYPE_STRING", -1),
-    ("include_history", "TYPE_BOOL", 1), ("probe", "TYPE_BOOL", 1),
+    ("include_history", "TYPE_BOOL", 1), ("diversity", "TYPE_FP32", 1), ("probe", "TYPE_BOOL", 1),
 )  # fmt: skip
 _OUTPUTS = (
     ("item_ids", "TYPE_STRING", -1), ("sids", "TYPE_STRING", -1), ("scores", "TYPE_FP32", -1),

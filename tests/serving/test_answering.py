@@ -85,6 +85,19 @@ def test_a_batch_gives_each_request_what_the_policy_gives_it_alone(answerer: Ans
         assert answer["tokenizer_version"].tolist() == [[b"tok-1"]]
 
 
+def test_each_request_has_its_own_diversity(answerer: Answerer, engine: Recommender) -> None:
+    dials = (0.0, 0.7, 1.0)
+    requests = [{"history": texts("103", "117"), "diversity": np.array([[d]], np.float32)} for d in dials]
+    engine.calls = 0
+    answers = ask(answerer, [*requests, {"history": texts("103", "117")}])
+    assert engine.calls == 1
+    expected = [engine.recommend([["103", "117"]], 10, diversity=d)[0] for d in dials]
+    for answer, row in zip(answers, [*expected, expected[0]], strict=True):
+        assert ids(answer)[0] == [one.item_id for one in row]
+        np.testing.assert_allclose(answer["scores"], [[one.score for one in row]], rtol=1e-5)
+    assert ids(answers[2]) != ids(answers[0])
+
+
 def test_who_shares_the_batch_does_not_widen_the_search(answerer: Answerer) -> None:
     small = {"history": texts("103", "117"), "k": number(5)}
     alone = ask(answerer, [small])[0]
@@ -121,6 +134,8 @@ def test_rows_of_one_request_are_padded_to_the_longest(answerer: Answerer, engin
         ({"history": texts("x", "y")}, "none of the history's 2 items is in the catalogue"),
         ({"history": texts("103"), "k": number(0)}, "k is 0; ask for 1 to 60 items"),
         ({"history": texts("103"), "k": number(61)}, "k is 61; ask for 1 to 60 items"),
+        ({"history": texts("103"), "diversity": np.array([[-0.5]], np.float32)}, "diversity is -0.5; send a number"),
+        ({"history": texts("103"), "diversity": np.array([[np.nan]], np.float32)}, "diversity is nan"),
         ({"history": texts("103"), "allow": texts()}, "the allow list is empty"),
         ({"history": texts("103"), "allow": texts("x")}, "no item of the allow list"),
         ({"history": np.array([[b"\xff"]], dtype=object)}, "not UTF-8"),

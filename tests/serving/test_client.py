@@ -85,6 +85,9 @@ def nobody() -> str:
         ({"history": ["a"], "exclude": "b"}, "exclude is 'b'"),
         ({"history": ["a"], "exclude": [None]}, "exclude holds None"),
         ({"history": ["a"], "timeout": 0}, "timeout is 0"),
+        ({"history": ["a"], "diversity": 1.5}, "diversity is 1.5; give a number between 0 and 1"),
+        ({"history": ["a"], "diversity": "much"}, "diversity is 'much'"),
+        ({"history": ["a"], "diversity": float("nan")}, "diversity is nan"),
     ],
 )
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -18,7 +18,10 @@ from serving.server import TritonServer
 pytestmark = pytest.mark.integration
 REQUESTS, THREADS, TIMEOUT_S = 10_000, 4, 30
 PATH = "/v2/models/tessera/infer"
-NAMES = ("history", "history_ids", "user_id", "k", "exclude", "allow", "include_history", "probe", "nonsense", "")
+NAMES = (
+    "history", "history_ids", "user_id", "k", "exclude", "allow", "include_history", "diversity", "probe", "nonsense",
+    "",
+)  # fmt: skip
 TYPES = ("BYTES", "INT64", "INT32", "BOOL", "FP32", "FP64", "UINT8", "", "bytes", 7, None)
 TEXTS = ("100", "", "a\x00b", "\x1b[31m", "\u202e", "\ud800", "é" * 300, "x" * 70_000, '"]}', "../etc", "NaN", "\r\n")
 NUMBERS = (0, -1, 1, 61, 2**31 - 1, 2**31, -(2**31), 2**63, -(2**63) - 1, 1e308, -0.5, float("nan"), float("inf"))

@@ -62,6 +62,9 @@ def test_answers_are_the_policys(client: Recommender, engine: Engine) -> None:
     again = client.recommend(["100"], k=60, include_history=True)
     assert_is(again, engine, ["100"], 60, exclude_history=False)
     assert len(again.items) == 60
+    varied = client.recommend(history, k=7, diversity=0.75)
+    assert_is(varied, engine, history, 7, diversity=0.75)
+    assert varied.items != client.recommend(history, k=7).items
     assert client.recommend(["100"], allow=["100"]).items == ()  # nothing is left: an empty answer, not an error
 
 

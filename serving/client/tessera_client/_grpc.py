@@ -31,7 +31,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
-_TYPES: dict[str, Any] = {"BYTES": object, "INT32": np.int32, "BOOL": np.bool_}
+_TYPES: dict[str, Any] = {"BYTES": object, "INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_}
 _OUTPUTS = ("item_ids", "sids", "scores", "policy_version", "tokenizer_version")
 
 

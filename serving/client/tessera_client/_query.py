@@ -24,12 +24,15 @@ class Query:
     allow: tuple[str, ...] | None
     include_history: bool
     priority: str
+    diversity: float = 0.0
 
     def tensors(self) -> list[tuple[str, str, list[Any]]]:
         """(name, Triton datatype, values) of each input that is needed; every shape is [1, len(values)]."""
         asked = ("history", "BYTES", list(self.history)) if self.history else ("user_id", "BYTES", [self.user])
         more = [("exclude", "BYTES", list(self.exclude)), ("allow", "BYTES", list(self.allow or ()))]
-        flags = [("include_history", "BOOL", [True])] if self.include_history else []
+        flags: list[tuple[str, str, list[Any]]] = []
+        flags += [("include_history", "BOOL", [True])] if self.include_history else []
+        flags += [("diversity", "FP32", [self.diversity])] if self.diversity else []
         return [asked, ("k", "INT32", [self.k]), *(one for one in more if one[2]), *flags]
 
 
@@ -41,11 +44,13 @@ def query(
     allow: Sequence[str] | None,
     include_history: bool,
     priority: str,
+    diversity: float = 0.0,
 ) -> Query:
     """Check a request.
 
     Raises:
-        InvalidRequest: neither history nor user, an empty one, ids that are no strings, k below 1, or no such priority.
+        InvalidRequest: neither history nor user, an empty one, ids that are no strings, k below 1, no such priority, or
+            a diversity outside 0 to 1.
     """
     if history is None and user is None:
         raise InvalidRequest("give a history, a user, or both.")
@@ -53,6 +58,8 @@ def query(
         raise InvalidRequest(f"priority is {priority!r}; choose {' or '.join(map(repr, PRIORITIES))}.")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < 2**31:
         raise InvalidRequest(f"k is {k!r}; ask for a whole number of items, at least 1.")
+    if isinstance(diversity, bool) or not isinstance(diversity, int | float) or not 0 <= diversity <= 1:
+        raise InvalidRequest(f"diversity is {diversity!r}; give a number between 0 and 1.")
     if history is not None and not (items := ids(history, "history")):
         raise InvalidRequest("the history is empty; give at least one item id, or a user.")
     if allow is not None and not ids(allow, "allow"):
@@ -65,6 +72,7 @@ def query(
         ids(allow, "allow") if allow is not None else None,
         bool(include_history),
         priority,
+        float(diversity),
     )
 
 

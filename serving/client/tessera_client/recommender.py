@@ -58,6 +58,7 @@ class Recommender:
         include_history: bool = False,
         timeout: float | None = None,
         priority: Priority = "interactive",
+        diversity: float = 0.0,
     ) -> Recommendations:
         """The k best next items of a history or of a user; fewer where fewer items pass the lists.
 
@@ -71,6 +72,8 @@ class Recommender:
             include_history: let items of the history come out again; a cached list has none of them.
             timeout: seconds for this request instead of the client's, cached list included.
             priority: a busy server answers "interactive" requests before "batch" ones.
+            diversity: 0 for the likeliest items, up to 1 for more sorts of items at fewer hits; no matter to a cached
+                list.
 
         Raises:
             InvalidRequest: the request cannot be answered as it is.
@@ -78,7 +81,7 @@ class Recommender:
             Busy: the server's queue is full.
             ServerUnavailable, DeadlineExceeded, ServerError: no answer, from the cache neither.
         """
-        request = query(history, user, k, exclude, allow, include_history, priority)
+        request = query(history, user, k, exclude, allow, include_history, priority, diversity)
         steps = conversation(
             request,
             self._timeout if timeout is None else seconds(timeout),
@@ -152,9 +155,10 @@ class AsyncRecommender:
         include_history: bool = False,
         timeout: float | None = None,
         priority: Priority = "interactive",
+        diversity: float = 0.0,
     ) -> Recommendations:
         """As `Recommender.recommend`."""
-        request = query(history, user, k, exclude, allow, include_history, priority)
+        request = query(history, user, k, exclude, allow, include_history, priority, diversity)
         steps = conversation(
             request,
             self._timeout if timeout is None else seconds(timeout),
