@@ -212,6 +212,47 @@ def demo(
     start(settings, out.resolve(), users)
 
 
+def bench(
+    what: Annotated[Literal["quality"], tyro.conf.Positional],  # noqa: ARG001 - the only bench that is a command
+    settings: Annotated[Settings, Flat],
+    budget: Literal["smoke", "small", "full"] = "small",
+    seeds: int = 3,
+    tables: tuple[str, ...] = (),
+    systems: tuple[str, ...] = (),
+    out: Path | None = None,
+    work: Path = Path("runs/bench-quality"),
+    preset: PresetName | None = None,  # noqa: ARG001 - as in run
+) -> None:
+    """Measure the papers' systems, their ablations and their peers on one split, and write tables and figures.
+
+    Every system and seed is a cell that is stored as soon as it is measured: an interrupted bench goes on where it
+    was, and more seeds or systems are added by asking for them.
+
+    Args:
+        budget: what a cell may cost: `smoke` seconds, `small` ten minutes on two cores, `full` as the settings say.
+        seeds: seeds 0, 1, ... of every system.
+        tables: measure the systems of these tables only (main, ablations, tasks, branches, words, rewards, labels).
+        systems: measure these systems only.
+        out: folder of cells, tables and figures; else benchmarks/results/quality-CATALOGUE-BUDGET.
+        work: folder of what is computed on the way.
+    """
+    try:
+        from benchmarks.quality import bench as quality
+    except ImportError as missing:
+        raise InputError(
+            f"the bench needs {missing.name}; install tessera-rec with its extras enrich, train and pipelines."
+        ) from None
+
+    catalogue = settings.path.name if settings.path else settings.source
+    told = f"tessera bench quality --source {settings.source}{f' --path {catalogue}' if settings.path else ''}"
+    command = f"{told} --budget {budget} --seeds {seeds}"
+    chosen = [*quality.names_of(tables), *systems]
+    folder = out or Path("benchmarks/results") / f"quality-{catalogue}-{budget}"
+    report = quality.run(settings, budget, seeds, chosen, folder, work / catalogue, command)
+    plain(report.read_text(encoding="utf-8"))
+    plain(f"{report} and the figures beside it are written.")
+
+
 def _home(given: Path | None) -> Path:
     if given is not None or (named := os.environ.get("TESSERA_HOME")):
         home = given if given is not None else Path(str(named))
@@ -252,6 +293,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
     "recommend": recommend,
     "precompute": precompute,
+    "bench": bench,
 }
 
 
@@ -284,6 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = _defaults(given)
         commands = {**COMMANDS, "run": partial(run, settings=settings), "demo": partial(demo, settings=settings)}
+        commands["bench"] = partial(bench, settings=settings)
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="tessera",
