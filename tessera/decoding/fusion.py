@@ -1,17 +1,39 @@
-"""Adaptive probabilistic fusion: how much a prefix's probability counts beside that of the item behind it.
+"""Adaptive probabilistic fusion: how much a prefix's probability counts beside that of an item behind it.
 
-SIGMA ranks the items behind the prefixes that the beam found. Here by
+SIGMA fuses the prefixes that the beam found with the items behind each of them. Here a prefix is worth its best item,
+log P(prefix) = max log P(item), and log P(item | prefix) = log P(item) - log P(prefix), so that
 
-    score(item) = log P(prefix) / T + log P(item | prefix),    T = 1 + s d / (1 - d)
+    score(item) = log softmax(log P(prefix) / T) + log P(item | prefix),    T = 1 + s d / (1 - d)
 
 where d in [0, 1] is the dial of the task, 0 for accuracy and 1 for diversity, and s the standard deviation of the log
-P(prefix) over the prefixes found. At d = 0 this is the plain product of probabilities; at d = 1, T is infinite and all
-found prefixes are alike. Between, T adapts to the spread: what is left of it, s / T, never exceeds (1 - d) / d, so a
-policy that is sure of one prefix opens up as well as one that is not, which is left nearly as it is.
+P(prefix) over the prefixes found. At d = 0 this is the order of the plain product of probabilities. At d = 1 all found
+prefixes are as good as alike: each gives its best item before any gives its second. Between, T adapts to the spread:
+what is left of it, s / T, never exceeds (1 - d) / d, so a policy that is sure of one prefix opens up as well as one
+that is not, which is left nearly as it is.
+
+Were a prefix worth the sum of its items, or its codes' probability, those with one item would be ahead of all others,
+and at the diversity end lists would look alike: measured, and fewer categories are covered for more lost hits.
 """
 
 import torch
 from torch import Tensor
+
+HOTTEST = 1000.0
+"""T at d = 1: flat, but for which of equals comes first."""
+
+
+def fused(scores: Tensor, diversity: Tensor) -> Tensor:
+    """Scores [batch, prefixes, items] after fusion; -inf stays, and where the dial [batch] is 0, log P(item) as it was.
+
+    Args:
+        scores: log P(item) by the prefix that it is behind, -inf where there is no item.
+    """
+    prefix = scores.amax(2)
+    found = prefix > -torch.inf
+    behind = scores - prefix.masked_fill(~found, 0.0).unsqueeze(2)
+    tempered = prefix * inverse_temperature(prefix, diversity).unsqueeze(1)
+    total = tempered.logsumexp(1, keepdim=True).nan_to_num(neginf=0.0)  # a request that found nothing
+    return torch.where(diversity[:, None, None] == 0, scores, (tempered - total).unsqueeze(2) + behind)
 
 
 def inverse_temperature(prefix: Tensor, diversity: Tensor) -> Tensor:
@@ -21,11 +43,5 @@ def inverse_temperature(prefix: Tensor, diversity: Tensor) -> Tensor:
     known = prefix.masked_fill(~found, 0.0)
     centred = (known - known.sum(1, keepdim=True) / count).masked_fill(~found, 0.0)
     spread = (centred.square().sum(1) / count.squeeze(1)).sqrt()
-    both = (1 - diversity) + spread * diversity
-    return torch.where(both > 0, (1 - diversity) / both, 1.0)  # no spread: nothing to flatten
-
-
-def flattened(prefix: Tensor, diversity: Tensor) -> Tensor:
-    """log P(prefix) / T [batch, n], still -inf where there is none."""
-    weighted = prefix * inverse_temperature(prefix, diversity).unsqueeze(1)
-    return weighted.masked_fill(prefix == -torch.inf, -torch.inf)  # an infinite T would make NaN of it
+    temperature = 1 + spread * diversity / (1 - diversity).clamp(min=1e-6)
+    return 1 / temperature.clamp(max=HOTTEST)

@@ -125,8 +125,8 @@ class Recommender:
         Fewer than k come out where fewer items pass the lists.
 
         Args:
-            diversity: 0 ranks by probability alone, 1 gives every SID prefix that the search found the same chance, and
-                anything between is between (tessera.decoding.fusion); one for all histories, or one each.
+            diversity: 0 ranks by probability alone, at 1 every SID prefix that the search found gives its best item
+                first, and anything between is between (tessera.decoding.fusion); one for all histories, or one each.
 
         Raises:
             InputError: k outside 1..catalogue, an empty history, one of unknown items only, lists of another length

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tessera.decoding.filters import ItemFilter
 from tessera.decoding.forward import Decoder, Linear, Prompts
-from tessera.decoding.fusion import flattened
+from tessera.decoding.fusion import fused
 from tessera.decoding.index import CatalogueIndex
 
 
@@ -74,8 +74,8 @@ def beam_search(
     Args:
         cache: of `columns(...)` columns, holding what the prompts say is known; None makes an empty one. Afterwards its
             first columns hold the prompts' keys and values.
-        diversity: [batch] in [0, 1], how far the probability of all codes but the last is flattened before the last is
-            looked for (tessera.decoding.fusion); None: not at all.
+        diversity: [batch] in [0, 1], how far the probability of prefixes, all codes but the last, is flattened
+            (tessera.decoding.fusion); None: not at all.
     """
     batch, width = len(prompts.tokens), max(k, beams)
     if cache is None:
@@ -88,12 +88,12 @@ def beam_search(
     for depth in range(index.depth):
         logp, codes, child = index.constrain(depth, nodes, head.log_probabilities(depth, hidden))
         slots = logp.shape[-1]
-        if diversity is not None and depth + 1 == index.depth:
-            scores = flattened(scores, diversity)
         candidates = (scores.unsqueeze(-1) + logp).flatten(1)
         child = child.flatten(1)
         if keep is not None and (refused := keep.refuses(depth, child)) is not None:
             candidates.masked_fill_(refused, -torch.inf)
+        if diversity is not None and depth + 1 == index.depth:
+            candidates = fused(candidates.unflatten(1, (-1, slots)), diversity).flatten(1)
         # Fewer nodes than beams leave fewer beams; a row of fewer yet carries dead ones at -inf, which never come back.
         order = _best(candidates, min(width, index.nodes(depth + 1)))
         scores, nodes = candidates.gather(1, order), child.gather(1, order)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.config import PolicySettings
-from tessera.decoding.fusion import flattened, inverse_temperature
+from tessera.decoding.fusion import HOTTEST, fused, inverse_temperature
 from tessera.decoding.recommender import Recommender
 from tessera.errors import InputError
 from tessera.evaluation.diversity import category_coverage
@@ -24,43 +24,53 @@ NEVER = -math.inf
 
 
 def test_by_hand() -> None:
-    """Prefixes of -1 and -3 spread by 1, so at the middle T = 1 + 1 x 0.5 / 0.5 = 2; of -2 and -8 by 3, T = 4.
+    """Prefixes A with items of -1.5 and -2.5, B with -3.5 and -3.6: worth -1.5 and -3.5, which spread by 1.
 
-    With items of -0.5 behind the one and -0.1 behind the other, the sums -1.5 and -3.1 become -1.0 and -1.6 at the
-    middle, and at the diversity end -0.5 and -0.1: the other way round.
+    At the middle T = 1 + 1 x 0.5 / 0.5 = 2 makes -0.75 and -1.75 of them, and with the softmax -0.313 and -1.313. At
+    the diversity end both come near -0.693, so that B's second item, 0.1 behind its first, passes A's, 1 behind.
     """
-    prefix = torch.tensor([[-1.0, -3.0, NEVER], [-2.0, -8.0, NEVER]])
-    assert inverse_temperature(prefix, torch.tensor([0.5, 0.5])).tolist() == pytest.approx([1 / 2, 1 / 4])
-    assert inverse_temperature(prefix, torch.tensor([0.8, 0.2])).tolist() == pytest.approx([1 / 5, 1 / 1.75])
-    item = torch.tensor([-0.5, -0.1])
-    for dial, expected in ((0.0, [-1.5, -3.1]), (0.5, [-1.0, -1.6]), (1.0, [-0.5, -0.1])):
-        got = flattened(prefix[:1], torch.tensor([dial]))[0]
-        assert (got[:2] + item).tolist() == pytest.approx(expected)
-        assert got[2] == NEVER
+    scores = torch.tensor([[[-1.5, -2.5, NEVER], [-3.5, NEVER, -3.6], [NEVER, NEVER, NEVER]]])
+    middle = fused(scores, torch.tensor([0.5]))[0]
+    assert middle[:2].flatten().tolist() == pytest.approx(
+        [-0.313262, -1.313262, NEVER, -1.313262, NEVER, -1.413262], abs=1e-5
+    )
+    end = fused(scores, torch.tensor([1.0]))[0]
+    assert end[:2].flatten().tolist() == pytest.approx(
+        [-0.692148, -1.692148, NEVER, -0.694148, NEVER, -0.794148], abs=1e-5
+    )
+    assert (end[2] == NEVER).all()
 
 
-LOG_P = st.lists(st.floats(-60, 0, width=32), min_size=1, max_size=8)
+def test_temperature_by_hand() -> None:
+    """Prefixes of -2 and -8 spread by 3: T = 1 + 3 x 0.5 / 0.5 = 4, and 1 + 3 x 0.2 / 0.8 = 1.75."""
+    prefix = torch.tensor([[-2.0, -8.0, NEVER]]).expand(3, -1)
+    got = inverse_temperature(prefix, torch.tensor([0.0, 0.5, 0.2]))
+    assert got.tolist() == pytest.approx([1.0, 1 / 4, 1 / 1.75])
+    assert inverse_temperature(prefix, torch.ones(3)).tolist() == pytest.approx([1 / HOTTEST] * 3)
+    assert inverse_temperature(prefix[:, :1], torch.tensor([0.0, 0.5, 1.0])).tolist() == [1.0, 1.0, 1.0]
+
+
+LOG_P = st.lists(st.lists(st.floats(-60, -1, width=16), min_size=2, max_size=2), min_size=1, max_size=8)
 
 
 @given(LOG_P, st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
-def test_the_dial_flattens_and_keeps_the_order(values: list[float], one: float, other: float) -> None:
-    prefix = torch.tensor([values])
-    little, much = (flattened(prefix, torch.tensor([dial]))[0] for dial in sorted((one, other)))
-    assert flattened(prefix, torch.zeros(1))[0].tolist() == values  # exactly
-    apart = torch.tensor(values).max() - torch.tensor(values).min()
-    assert much.max() - much.min() <= little.max() - little.min() + 1e-4 <= apart + 2e-4
-    assert (little[:, None] >= little)[torch.tensor(values)[:, None] >= torch.tensor(values)].all()
-    end = flattened(prefix, torch.ones(1))[0]
-    assert end.tolist() == pytest.approx([float(end[0])] * len(values))
+def test_the_dial_flattens_prefixes_and_nothing_within(values: list[list[float]], one: float, other: float) -> None:
+    scores = torch.tensor([values])
+    assert fused(scores, torch.zeros(1)).equal(scores)  # exactly
+    little, much = (fused(scores, torch.tensor([dial]))[0] for dial in sorted((one, other)))
+    spans = [float(got.amax(1).max() - got.amax(1).min()) for got in (scores[0], little, much)]
+    assert spans[2] <= spans[1] + 1e-3 <= spans[0] + 2e-3
+    for got in (little, much):
+        assert (got[:, 0] - got[:, 1]).tolist() == pytest.approx((scores[0, :, 0] - scores[0, :, 1]).tolist(), abs=1e-3)
 
 
 def test_what_no_beam_found_stays_unfound() -> None:
-    prefix = torch.tensor([[NEVER, NEVER], [-1.0, NEVER]])
+    scores = torch.tensor([[[NEVER, NEVER], [NEVER, NEVER]], [[NEVER, -1.0], [NEVER, NEVER]]])
     for dial in (0.0, 0.5, 1.0):
-        got = flattened(prefix, torch.full((2,), dial))
+        got = fused(scores, torch.full((2,), dial))
         assert not got.isnan().any()
-        assert (got == NEVER).tolist() == (prefix == NEVER).tolist()
+        assert (got == NEVER).tolist() == (scores == NEVER).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +79,7 @@ def shop() -> tuple[Recommender, list[np.ndarray], np.ndarray]:
     rng = np.random.default_rng(0)
     codes = np.stack(np.unravel_index(rng.choice(6**3, 60, replace=False), (6, 6, 6)), axis=1)
     own = [np.flatnonzero(codes[:, 0] == first) for first in range(6)]
-    taste = rng.integers(0, 6, 240)
+    taste = rng.integers(0, 6, 1000)
     histories = [
         np.array([rng.choice(own[t]) if rng.random() < 0.9 else rng.integers(60) for _ in range(6)]) for t in taste
     ]
