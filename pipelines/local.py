@@ -15,7 +15,7 @@ from typing import Any
 
 from components.report.metrics import ENRICHMENTS
 from pipelines.console import Console, plain
-from tessera.config import Settings, save_settings, to_json
+from tessera.config import Settings, relation, save_settings, to_json
 from tessera.errors import InputError, TesseraError
 from tessera.files import read_json, sha256_of, write_json
 
@@ -31,7 +31,12 @@ def home_of(settings: Settings) -> Path:
 
 
 def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
-    """The training pipeline's parameters: to each step the sections of the settings that it uses."""
+    """The training pipeline's parameters: to each step the sections of the settings that it uses.
+
+    Raises:
+        InputError: settings that exclude each other, or a source that is not there.
+    """
+    relation(settings)
 
     def only(*names: str, **more: Any) -> str:
         whole = json.loads(to_json(settings))
@@ -41,10 +46,12 @@ def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
     joint = settings.enrichment.multimodal.provider != "embedded"
     shown = {"tokenizer": {"use_images": settings.tokenizer.use_images}} if joint else {}
     sections = [] if settings.alignment == "none" else [settings.alignment]
+    read = {"tokenizer": {name: getattr(settings.tokenizer, name) for name in ("method", "use_images")}}
     return {
         "ingest_settings": only("source", "path", "seed", "catalogue", "shop"),
         "enrichment_settings": only("catalogue", "enrichment", **shown),
-        "tokenizer_settings": only("seed", "tokenizer"),
+        "relate_settings": only("seed", "space", "catalogue", "enrichment", **read),
+        "tokenizer_settings": only("seed", "space", "tokenizer"),
         "policy_settings": only("seed", "policy"),
         "align_settings": only("seed", "alignment", *sections),
         "evaluation_settings": only("evaluation", "platform"),

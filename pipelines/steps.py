@@ -17,6 +17,7 @@ from components.gates.component import (
 from components.ingest.component import ingest
 from components.intents.component import mine_intents
 from components.quality.component import label_quality
+from components.relate.component import relate_items
 from components.tokenize.component import fit_tokenizer
 
 # What a step asks for and may use at most.
@@ -93,13 +94,20 @@ def enrich(ingest_settings: Any, enrichment_settings: Any, home: Any, source_dig
     )
 
 
-def tokenize(enriched: Enriched, tokenizer_settings: Any, work: Any) -> Tokenized:
-    """Fit the tokenizer on gated embeddings, and gate its SIDs."""
-    fitting = fit_tokenizer(embeddings=enriched.embeddings, settings=tokenizer_settings, work=work)
-    fitted = heavy(fitting.after(enriched.checked))
+def tokenize(enriched: Enriched, relate_settings: Any, tokenizer_settings: Any, home: Any, work: Any) -> Tokenized:
+    """Relate items if asked, fit the tokenizer on gated embeddings, and gate its SIDs."""
+    relating = relate_items(
+        items=enriched.items, intents=enriched.intents, splits=enriched.splits, embeddings=enriched.embeddings,
+        settings=relate_settings, home=home,
+    )  # fmt: skip
+    made = heavy(relating.after(enriched.checked)).outputs
+    fitting = fit_tokenizer(
+        embeddings=made["related"], grounding=made["grounding"], settings=tokenizer_settings, work=work
+    )
+    fitted = heavy(fitting)
     tokenizer, sids = fitted.outputs["tokenizer"], fitted.outputs["sids"]
     sids_ok = light(gate_sids(items=enriched.items, sids=sids, tokenizer=tokenizer))
-    stats = {"tokenizer": fitted.outputs["stats"], "gate_sids": sids_ok.outputs["stats"]}
+    stats = {"relate": made["stats"], "tokenizer": fitted.outputs["stats"], "gate_sids": sids_ok.outputs["stats"]}
     return Tokenized(tokenizer, sids, sids_ok, stats)
 
 

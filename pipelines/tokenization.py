@@ -24,6 +24,7 @@ class Outputs(NamedTuple):
 def tokenization(
     ingest_settings: str = "{}",
     enrichment_settings: str = "{}",
+    relate_settings: str = "{}",
     tokenizer_settings: str = "{}",
     home: str = "/mnt/tessera/home",
     work: str = "/mnt/tessera/work",
@@ -31,7 +32,7 @@ def tokenization(
 ) -> Outputs:
     """Ingest, enrich, gate and tokenize; the arguments are those of the training pipeline."""
     enriched = enrich(ingest_settings, enrichment_settings, home, source_digest)
-    tokenized = tokenize(enriched, tokenizer_settings, work)
+    tokenized = tokenize(enriched, relate_settings, tokenizer_settings, home, work)
     return Outputs(
         enriched.catalogue,
         enriched.captions,

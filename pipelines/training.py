@@ -33,6 +33,7 @@ class Outputs(NamedTuple):
 def training(
     ingest_settings: str = "{}",
     enrichment_settings: str = "{}",
+    relate_settings: str = "{}",
     tokenizer_settings: str = "{}",
     policy_settings: str = "{}",
     align_settings: str = "{}",
@@ -49,7 +50,8 @@ def training(
         ingest_settings: JSON of settings: source, path, seed, catalogue, shop. Each step gets only what it uses, so
             that a change of one setting does not make a cache forget the steps before it.
         enrichment_settings: JSON of settings: catalogue, enrichment.
-        tokenizer_settings: JSON of settings: seed, tokenizer.
+        relate_settings: JSON of settings: seed, space, catalogue, enrichment, and of tokenizer method and use_images.
+        tokenizer_settings: JSON of settings: seed, space, tokenizer.
         policy_settings: JSON of settings: seed, policy.
         align_settings: JSON of settings: seed, alignment, and the section that alignment names.
         evaluation_settings: JSON of settings: evaluation, platform.
@@ -60,7 +62,7 @@ def training(
         title: name of the run in the report.
     """
     enriched = enrich(ingest_settings, enrichment_settings, home, source_digest)
-    tokenized = tokenize(enriched, tokenizer_settings, work)
+    tokenized = tokenize(enriched, relate_settings, tokenizer_settings, home, work)
     tables = {"items": enriched.items, "captions": enriched.captions, "intents": enriched.intents}
     tables |= {"quality": enriched.quality, "sids": tokenized.sids}
     bundles = {"tokenizer": tokenized.tokenizer}
@@ -71,6 +73,7 @@ def training(
         intents=enriched.intents,
         splits=enriched.splits,
         sids=tokenized.sids,
+        embeddings=enriched.embeddings,
         settings=policy_settings,
         work=work,
         **bundles,

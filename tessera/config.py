@@ -16,6 +16,7 @@ from tessera.files import write_json
 
 Provider = Literal["embedded", "openai", "transformers"]
 PresetName = Literal["demo", "catalogue", "paper"]
+Relation = Literal["none", "collaborative", "grounding"]
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,9 @@ class Settings:
     """Seed of everything random; the same inputs and seed give the same bundles on the same machine."""
     alignment: Literal["none", "grpo", "preference"] = "none"
     """What follows supervised training: nothing, reinforcement learning (`grpo`), or preferences (S-DPO)."""
+    space: Literal["content", "grounded"] = "content"
+    """What SIDs and items' own tokens are made from: the embeddings as they are, or drawn by SIGMA's grounding to the
+    items' words, what the world says of them and what was bought beside them."""
     catalogue: CatalogueSettings = field(default_factory=CatalogueSettings)
     shop: ShopSettings = field(default_factory=ShopSettings)
     enrichment: EnrichmentSettings = field(default_factory=EnrichmentSettings)
@@ -318,6 +322,23 @@ def catalogue_url(settings: Settings, home: str | Path) -> str:
     """URL of the catalogue and the ledger: the setting, else TESSERA_CATALOGUE_URL, else SQLite in `home`."""
     embedded = f"sqlite:///{Path(home).resolve() / 'catalogue.db'}"
     return settings.catalogue.url or os.environ.get("TESSERA_CATALOGUE_URL", "") or embedded
+
+
+def relation(settings: Settings) -> Relation:
+    """What the tokenizer needs to know of the items beyond their embeddings: what was bought with what, or that and the
+    world's words.
+
+    Raises:
+        InputError: the settings want both.
+    """
+    if settings.tokenizer.method == "aligned":
+        if settings.space == "grounded":
+            raise InputError(
+                "tokenizer.method aligned quantizes what purchases say, which grounding would replace; choose --space "
+                "content or another method."
+            )
+        return "collaborative"
+    return "grounding" if settings.space == "grounded" else "none"
 
 
 def to_json(settings: Any) -> str:

@@ -25,6 +25,7 @@ def write_report(
     gate_intents_stats: Input[Artifact],
     embed_stats: Input[Artifact],
     gate_embeddings_stats: Input[Artifact],
+    relate_stats: Input[Artifact],
     tokenizer_stats: Input[Artifact],
     gate_sids_stats: Input[Artifact],
     train_stats: Input[Artifact],
@@ -46,7 +47,7 @@ def write_report(
     from tessera.files import write_json, write_text
 
     gates = gate_catalogue_stats, gate_captions_stats, gate_intents_stats, gate_embeddings_stats, gate_sids_stats
-    enriching = ingest_stats, caption_stats, intents_stats, quality_stats, embed_stats
+    enriching = ingest_stats, caption_stats, intents_stats, quality_stats, embed_stats, relate_stats
     training = tokenizer_stats, train_stats, align_stats, evaluate_stats
     tables = {"items": items, "captions": captions, "intents": intents, "quality": quality, "sids": sids}
     tables["splits"] = splits

@@ -12,6 +12,7 @@ ENRICHMENTS = {
     "quality": "label-quality",
     "text_embeddings": "embed",
     "image_embeddings": "embed",
+    "knowledge_embeddings": "relate-items",
 }
 
 

@@ -9,6 +9,7 @@ from components.images import image
 @dsl.component(base_image=image("train"), install_kfp_package=False)
 def fit_tokenizer(
     embeddings: Input[Dataset],
+    grounding: Input[Model],
     settings: str,
     work: str,
     tokenizer: Output[Model],
@@ -18,7 +19,7 @@ def fit_tokenizer(
     """Fit the tokenizer and give every item a unique SID.
 
     Args:
-        settings: JSON of the settings; tokenizer and seed are used.
+        settings: JSON of the settings; tokenizer, space and seed are used.
         work: folder of the checkpoints, kept between tries.
     """
     from pathlib import Path
@@ -29,4 +30,6 @@ def fit_tokenizer(
 
     chosen = from_json(settings)
     paths = Path(embeddings.path), Path(tokenizer.path), Path(sids.path)
-    run_stage("fit-tokenizer", stats.path, run, *paths, chosen.tokenizer, chosen.seed, Path(work) / "tokenizer")
+    options = chosen.tokenizer, chosen.seed, Path(work) / "tokenizer"
+    weights = Path(grounding.path) if chosen.space == "grounded" else None
+    run_stage("fit-tokenizer", stats.path, run, *paths, *options, weights)

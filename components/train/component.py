@@ -13,6 +13,7 @@ def train_policy(
     intents: Input[Dataset],
     splits: Input[Dataset],
     sids: Input[Dataset],
+    embeddings: Input[Dataset],
     tokenizer: Input[Model],
     settings: str,
     work: str,
@@ -35,4 +36,6 @@ def train_policy(
     tables = Path(items.path), Path(splits.path), Path(sids.path), Path(tokenizer.path), Path(policy.path)
     options = chosen.policy, chosen.evaluation, chosen.seed, Path(work) / "policy"
     told = {"captions": Path(captions.path), "intents": Path(intents.path)}
+    if chosen.policy.hybrid_prefix:
+        told["item_vectors"] = Path(embeddings.path)
     run_stage("train-policy", stats.path, run, *tables, *options, **told)

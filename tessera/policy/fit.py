@@ -28,7 +28,9 @@ from tessera.policy.task_ranking import task_metrics
 from tessera.policy.tasks import held_out
 from tessera.policy.templates import load_templates, template_file
 from tessera.schema import Sizes, read_table
+from tessera.tokenizer.bundle import Tokenizer
 from tessera.tokenizer.hybrid import hybrid_table, hybrid_tokens
+from tessera.tokenizer.inputs import read_inputs
 
 K = 20
 TASK_CASES = 256  # of each task in a validation during training; a hit rate's standard error is 0.03 at most
@@ -53,8 +55,8 @@ def run(
     Args:
         captions, intents: what tasks beside "next" (settings.tasks) are written from, as far as they need it; their
             losses and hit rates then join the curve as "loss/<task>" and "hr@10/<task>".
-        item_vectors: an `embeddings` table whose `text` vectors, grounded ones (tessera.tokenizer.grounding) or plain,
-            the items' own tokens start from (settings.hybrid_prefix); without it they start at random.
+        item_vectors: an `embeddings` table from which the items' own tokens start (settings.hybrid_prefix): with its
+            `text` vectors, or with what a tokenizer of the grounded space makes of them; without it at random.
 
     Returns:
         metrics: the best epoch, its validation numbers on the sampled users, the curve, and seconds.
@@ -84,7 +86,7 @@ def run(
         tokens = hybrid_tokens(table, settings.hybrid_prefix)
         table = hybrid_table(table, tokens)
         sizes = [codebook] * settings.hybrid_prefix + [len(table)]
-        vectors = _vectors(item_vectors, tokens.item_ids) if item_vectors else None
+        vectors = _vectors(item_vectors, tokens.item_ids, tokenizer) if item_vectors else None
     levels = len(table["codes"][0].as_py())
     texts = _texts(read_table("items", items), settings, captions, intents)
     backbone = backbones.build(settings, texts, levels, sizes, seed, vectors)
@@ -170,14 +172,14 @@ def _texts(items: pa.Table, settings: PolicySettings, captions: Path | None, int
     return texts
 
 
-def _vectors(embeddings: Path, item_ids: list[str]) -> np.ndarray:
-    """[items, D] text vectors, in the order of the ids."""
-    table = read_table("embeddings", embeddings)
-    place = {item: row for row, item in enumerate(table["item_id"].to_pylist())}
+def _vectors(embeddings: Path, item_ids: list[str], tokenizer: Path) -> np.ndarray:
+    """[items, D] text vectors, grounded if the tokenizer grounds, in the order of the ids."""
+    reader = Tokenizer.load(tokenizer)
+    inputs = read_inputs(read_table("embeddings", embeddings), use_images=reader.image_dim > 0, origin=str(embeddings))
+    place = {item: row for row, item in enumerate(inputs.item_ids)}
     if missing := [item for item in item_ids if item not in place]:
         raise InputError(f"{embeddings}: item '{missing[0]}' has no vector to start its token from; embed it first.")
-    rows = np.array([place[item] for item in item_ids])
-    return np.stack(table["text"].combine_chunks().to_numpy(zero_copy_only=False))[rows]
+    return reader.ground(inputs).text[[place[item] for item in item_ids]]
 
 
 def _fingerprint(files: list[Path], settings: PolicySettings, seed: int) -> str:

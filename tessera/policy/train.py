@@ -29,6 +29,7 @@ def sft(
     work: Path,
     captions: Path | None = None,
     intents: Path | None = None,
+    item_vectors: Path | None = None,
 ) -> dict[str, Any]:
     """Supervised training: tables and a tokenizer bundle to a policy bundle.
 
@@ -41,10 +42,12 @@ def sft(
         bundle: folder to write the policy to.
         work: folder of the checkpoints; the same command goes on from the last one.
         captions: needed by tasks that tell captions, as `intents` by those that tell intents.
+        item_vectors: embeddings that items' own tokens start from, with policy.hybrid_prefix.
     """
     chosen = load_settings(settings)
     options = chosen.policy, chosen.evaluation, chosen.seed, work
-    return fit.run(items, splits, sids, tokenizer, bundle, *options, captions=captions, intents=intents)
+    told = captions, intents, item_vectors
+    return fit.run(items, splits, sids, tokenizer, bundle, *options, *told)
 
 
 def align(

@@ -19,6 +19,7 @@ from tessera.schema import conform
 from tessera.tokenizer.aligned import AlignedRQVAE
 from tessera.tokenizer.balanced import BalancedRQKMeans
 from tessera.tokenizer.collisions import resolve
+from tessera.tokenizer.grounding import Grounding
 from tessera.tokenizer.inputs import Inputs, read_inputs
 from tessera.tokenizer.kmeans import lookup, quantize
 from tessera.tokenizer.opq import OPQ
@@ -27,7 +28,7 @@ from tessera.tokenizer.rqkmeans_plus import RQKMeansPlus
 from tessera.tokenizer.rqvae import RQVAE
 
 Codes = NDArray[np.int64]
-WEIGHTS = "tokenizer.safetensors"
+WEIGHTS, GROUNDING = "tokenizer.safetensors", "grounding.safetensors"
 _ROWS = 4096  # items encoded at a time
 
 
@@ -48,21 +49,37 @@ class Tokenizer:
 
     Attributes:
         settings: what it was fitted with; levels L and codebook_size K are there.
-        text_dim, image_dim: widths of the embeddings that it reads; image_dim is 0 for a text-only tokenizer.
+        grounding: SIGMA's, which embeddings go through before they are quantized; None where they do not.
+        text_dim, image_dim: widths of the embeddings that a new item brings; image_dim is 0 for a tokenizer that reads
+            none of its photo: a text-only one, or `aligned`, to which a new item is its text until it is bought.
         version: digest of the bundle, "" before it is saved.
     """
 
-    def __init__(self, model: RQVAE | RQKMeans, settings: TokenizerSettings, version: str = "") -> None:
+    def __init__(
+        self,
+        model: RQVAE | RQKMeans,
+        settings: TokenizerSettings,
+        version: str = "",
+        grounding: Grounding | None = None,
+    ) -> None:
         self.model, self.settings, self.version = model.eval().requires_grad_(False), settings, version
-        self.text_dim, self.image_dim = model.balance.text_dim, model.balance.image_dim
+        self.grounding = grounding
+        self._read = (model if grounding is None else grounding).balance
+        self.text_dim = self._read.text_dim
+        self.image_dim = 0 if settings.method == "aligned" else self._read.image_dim
 
     def save(self, folder: str | Path, metrics: dict[str, Any], fingerprint: str) -> bundle.Manifest:
         """Write the bundle and take its version; `fingerprint` names inputs and settings of the fit."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         config = {**dataclasses.asdict(self.settings), "text_width": self.text_dim, "image_width": self.image_dim}
+
+        def write(path: Path) -> None:
+            save_file(tensors, path / WEIGHTS)
+            if self.grounding is not None:
+                self.grounding.save(path / GROUNDING)
+
         manifest = bundle.save(
-            folder, "tokenizer", lambda path: save_file(tensors, path / WEIGHTS),
-            config=config, metrics=metrics, extra={"fingerprint": fingerprint},
+            folder, "tokenizer", write, config=config, metrics=metrics, extra={"fingerprint": fingerprint}
         )
         self.version = manifest.version
         return manifest
@@ -76,15 +93,20 @@ class Tokenizer:
         """
         manifest = bundle.load_manifest(folder, "tokenizer")
         try:
-            config = dict(manifest.config)
-            text_dim, image_dim = int(config.pop("text_width")), int(config.pop("image_width"))
+            config = {name: value for name, value in manifest.config.items() if not name.endswith("_width")}
             settings = TokenizerSettings(**config)
-            model = build(settings, text_dim, image_dim)
-            model.load_state_dict(load_file(Path(folder) / WEIGHTS))
-        except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+            weights = load_file(Path(folder) / WEIGHTS)
+            model = build(settings, *(len(weights[f"balance.{kind}_mean"]) for kind in ("text", "image")))
+            model.load_state_dict(weights)
+            grounding = Grounding.load(Path(folder) / GROUNDING) if GROUNDING in manifest.files else None
+        except (InputError, KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"{folder} does not hold a tokenizer of this release ({reason}); fit it again.") from None
-        return cls(model, settings, manifest.version)
+        return cls(model, settings, manifest.version, grounding)
+
+    def ground(self, inputs: Inputs) -> Inputs:
+        """What is quantized of items: their grounded vectors in place of text and image, or the inputs as they are."""
+        return inputs if self.grounding is None else self.grounding.ground(inputs)
 
     @torch.no_grad()
     def represent(
@@ -93,22 +115,27 @@ class Tokenizer:
         """Balanced inputs [N, Dt + Di] (what `decode` rebuilds) and latents [N, D] of embeddings.
 
         Args:
-            text: [N, Dt]; image: [N, Di], None when no item has one; has_image: [N] bool, None means all of `image`.
+            text: [N, Dt]; image: [N, Di], None when no item has one (`aligned` takes collaborative vectors here);
+                has_image: [N] bool, None means all of `image`. A grounded tokenizer grounds them first, and the
+                balanced inputs are [N, D_grounded] then.
 
         Raises:
             BundleError: embeddings of another width than the tokenizer was fitted on.
             InputError: NaN or infinity in an embedding.
         """
         text = np.asarray(text, np.float32)
+        width = self._read.image_dim
         if text.ndim != 2 or text.shape[1] != self.text_dim:
             raise self._misfit("text", text.shape[-1], self.text_dim)
-        absent = image is None or not self.image_dim or np.shape(image)[-1] == 0
-        pixels = np.zeros((len(text), self.image_dim), np.float32) if absent else np.asarray(image, np.float32)
-        if pixels.shape != (len(text), self.image_dim):
-            raise self._misfit("image", pixels.shape[-1], self.image_dim)
+        absent = image is None or not width or np.shape(image)[-1] == 0
+        pixels = np.zeros((len(text), width), np.float32) if absent else np.asarray(image, np.float32)
+        if pixels.shape != (len(text), width):
+            raise self._misfit("image", pixels.shape[-1], width)
         if not (np.isfinite(text).all() and np.isfinite(pixels).all()):
             raise InputError("an embedding holds NaN or infinity; embed the item again.")
         mask = np.full(len(text), not absent) if absent or has_image is None else np.asarray(has_image, bool)
+        inputs = self.ground(Inputs([], text, pixels, mask))
+        text, pixels, mask = inputs.text, inputs.image, inputs.has_image
         device = self.model.codebooks.device
         x, z = [], []
         for start in range(0, max(len(text), 1), _ROWS):
@@ -158,7 +185,8 @@ class Tokenizer:
         """SIDs of new items beside published ones, none of which moves.
 
         Args:
-            embeddings: an `embeddings` table of the new items only; published: the `sids` table in use.
+            embeddings: an `embeddings` table of the new items only, as the embedding stage writes it, also for a
+                grounded tokenizer and for `aligned`; published: the `sids` table in use.
 
         Returns:
             A `sids` table of the new items only.

@@ -11,10 +11,11 @@ import torch
 from tessera import bundle as bundles
 from tessera.config import TokenizerSettings, to_json
 from tessera.errors import BundleError, InputError
-from tessera.files import sha256_of
+from tessera.files import sha256_file, sha256_of
 from tessera.schema import read_table, write_table
 from tessera.tokenizer import report
 from tessera.tokenizer.bundle import Codes, Tokenizer, build, sid_table
+from tessera.tokenizer.grounding import Grounding
 from tessera.tokenizer.inputs import Inputs, read_inputs
 from tessera.tokenizer.rqkmeans import RQKMeans
 from tessera.tokenizer.training import CHECKPOINT, Training
@@ -25,13 +26,24 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    embeddings: Path, bundle: Path, sids: Path, settings: TokenizerSettings, seed: int, work: Path
+    embeddings: Path,
+    bundle: Path,
+    sids: Path,
+    settings: TokenizerSettings,
+    seed: int,
+    work: Path,
+    grounding: Path | None = None,
 ) -> dict[str, Any]:
     """Fit a tokenizer, write its bundle and the SIDs of all items, and return its metrics.
 
     A killed fit, run again with the same inputs, continues at the last checkpoint in `work` and ends with the same
     bundle. A bundle that was made from the same inputs, settings and seed is used again. The same seed gives the same
     bundle on the same machine with the same number of threads.
+
+    Args:
+        embeddings: for `aligned` with collaborative vectors as images (tessera.tokenizer.collaborative).
+        grounding: weights of SIGMA's grounding (tessera.tokenizer.grounding): the grounded vectors are quantized, and
+            the bundle keeps the weights for later items.
 
     Returns:
         items, images, utilisation and perplexity (a list, one number a level) and reconstruction_cosine (between the
@@ -44,21 +56,24 @@ def run(
         InputError: settings out of range, unusable embeddings, or more items than SIDs.
     """
     _check(settings)
-    inputs = read_inputs(read_table("embeddings", embeddings), use_images=settings.use_images, origin=str(embeddings))
+    aligned = settings.method == "aligned"
+    inputs = read_inputs(
+        read_table("embeddings", embeddings), use_images=settings.use_images or aligned, origin=str(embeddings)
+    )
     if len(inputs.item_ids) > settings.codebook_size**settings.levels:
         raise InputError(
             f"{len(inputs.item_ids)} items do not fit into {settings.levels} levels of {settings.codebook_size} codes; "
             "raise tokenizer.codebook_size or tokenizer.levels."
         )
-    if settings.method == "aligned" and not inputs.has_image.any():
+    if aligned and not inputs.has_image.any():
         raise InputError(
             "alignment tokenization quantizes collaborative vectors and these embeddings have none; make them with "
-            "tessera.tokenizer.collaborative, and leave tokenizer.use_images on."
+            "tessera.tokenizer.collaborative."
         )
-    fingerprint = _fingerprint(inputs, settings, seed)
+    fingerprint = _fingerprint(inputs, settings, seed, grounding)
     tokenizer, metrics = _finished(bundle, fingerprint)
     if tokenizer is None:
-        tokenizer, curve = _fit(inputs, settings, seed, Path(work), fingerprint)
+        tokenizer, curve = _fit(inputs, settings, seed, Path(work), fingerprint, grounding)
         codes, moved = tokenizer.assign(inputs)
         metrics = _metrics(tokenizer, inputs, codes, moved, curve)
         tokenizer.save(bundle, metrics, fingerprint)
@@ -87,12 +102,13 @@ def _check(settings: TokenizerSettings) -> None:
         raise InputError("tokenizer.learning_rate must be above 0, tokenizer.commitment and .alignment not below 0.")
 
 
-def _fingerprint(inputs: Inputs, settings: TokenizerSettings, seed: int) -> str:
+def _fingerprint(inputs: Inputs, settings: TokenizerSettings, seed: int, grounding: Path | None) -> str:
     """Digest of everything that the fit depends on."""
     arrays = (inputs.text, inputs.image, inputs.has_image)
     shapes = json.dumps([array.shape for array in arrays])
+    weights = [sha256_file(grounding)] if grounding else []
     return sha256_of(
-        METHOD, to_json(settings), str(seed), shapes, *(array.tobytes() for array in arrays), *inputs.item_ids
+        METHOD, to_json(settings), str(seed), shapes, *(array.tobytes() for array in arrays), *inputs.item_ids, *weights
     )
 
 
@@ -107,8 +123,11 @@ def _finished(folder: Path, fingerprint: str) -> tuple[Tokenizer | None, dict[st
 
 
 def _fit(
-    inputs: Inputs, settings: TokenizerSettings, seed: int, work: Path, fingerprint: str
+    inputs: Inputs, settings: TokenizerSettings, seed: int, work: Path, fingerprint: str, grounding: Path | None
 ) -> tuple[Tokenizer, list[dict[str, Any]]]:
+    grounder = Grounding.load(grounding) if grounding else None
+    if grounder is not None:
+        inputs = grounder.ground(inputs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -122,7 +141,7 @@ def _fit(
         model.fit(x, torch.Generator().manual_seed(seed))
     else:
         curve = Training(model, settings, seed, work, fingerprint).fit(x, has_image)
-    return Tokenizer(model.cpu(), settings), curve
+    return Tokenizer(model.cpu(), settings, grounding=grounder), curve
 
 
 def _metrics(
@@ -130,7 +149,7 @@ def _metrics(
 ) -> dict[str, Any]:
     x, _ = tokenizer.represent(inputs.text, inputs.image, inputs.has_image)
     codes = tokenizer.place(inputs)
-    target, rebuilt, width = x.numpy(), tokenizer.decode(codes), tokenizer.text_dim
+    target, rebuilt, width = x.numpy(), tokenizer.decode(codes), tokenizer.model.balance.text_dim
     # The image part of an item without an image is nothing to rebuild.
     rebuilt[:, width:] *= inputs.has_image[:, None]
     return {

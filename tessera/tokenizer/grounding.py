@@ -17,12 +17,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
 from tessera.errors import InputError
-from tessera.evaluation.data import read_split
+from tessera.files import replacing
 from tessera.schema import conform, read_table, write_table
 from tessera.tokenizer.fusion import Balance, Fusion
 from tessera.tokenizer.inputs import Inputs, read_inputs
@@ -66,6 +68,33 @@ class Grounding(nn.Module):
             image = torch.zeros(len(text), self.balance.image_dim)
         return self.eval()(self.balance(text, image, has_image), has_image).numpy()
 
+    def ground(self, inputs: Inputs) -> Inputs:
+        """The same items with their grounded vectors in place of text and image."""
+        vectors = self.vectors(inputs)
+        return Inputs(inputs.item_ids, vectors, np.zeros((len(vectors), 0), np.float32), np.zeros(len(vectors), bool))
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors, atomically: all that later items need."""
+        with replacing(path) as temporary:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, temporary)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Grounding":
+        """Read what `save` wrote; the weights tell their widths.
+
+        Raises:
+            InputError: missing, damaged, or of another model.
+        """
+        try:
+            weights = load_file(path)
+            text_dim, image_dim = len(weights["balance.text_mean"]), len(weights["balance.image_mean"])
+            model = cls(text_dim, image_dim, len(weights["text.weight"]))
+            model.load_state_dict(weights)
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path} does not hold grounding's weights ({reason}); ground the items again.") from None
+        return model.eval().requires_grad_(False)
+
 
 def info_nce(a: Tensor, b: Tensor, same: Tensor | None = None, temperature: float = TEMPERATURE) -> Tensor:
     """Symmetric InfoNCE: L = -1/2 mean_i [ln softmax_j(a_i.b_j / t)_i + ln softmax_j(b_i.a_j / t)_i].
@@ -84,13 +113,24 @@ def info_nce(a: Tensor, b: Tensor, same: Tensor | None = None, temperature: floa
     return 0.5 * (cross_entropy(logits, own) + cross_entropy(logits.T, own))
 
 
-def run(embeddings: Path, knowledge: Path, splits: Path, out: Path, seed: int) -> dict[str, Any]:
-    """Write an `embeddings` table of grounded vectors, which tokenizers read and items' own tokens start from.
+def run(
+    embeddings: Path,
+    knowledge: Path,
+    splits: Path,
+    out: Path | None,
+    seed: int,
+    weights: Path | None = None,
+    *,
+    use_images: bool = True,
+) -> dict[str, Any]:
+    """Ground a catalogue. Only training purchases are read; with none, the other two views remain.
 
-    Only training purchases are read. The same inputs and seed give the same table on the same machine.
+    The same inputs and seed give the same files on the same machine.
 
     Args:
         knowledge: an `embeddings` table of what the world says of the items (tessera.enrichment.embedding).
+        out: an `embeddings` table of grounded vectors to write, which tokenizers read and items' own tokens start from.
+        weights: file to write the model to, which grounds later items too (`Grounding.load`).
 
     Returns:
         items, pairs (of items bought one after the other), curve (a record an epoch), seconds.
@@ -99,16 +139,29 @@ def run(embeddings: Path, knowledge: Path, splits: Path, out: Path, seed: int) -
         InputError: an unusable table, or an item that `knowledge` or the split does not know alike.
     """
     started = time.monotonic()
-    inputs = read_inputs(read_table("embeddings", embeddings), origin=str(embeddings))
-    world = read_inputs(read_table("embeddings", knowledge), origin=str(knowledge))
+    inputs = read_inputs(read_table("embeddings", embeddings), use_images=use_images, origin=str(embeddings))
+    world = read_inputs(read_table("embeddings", knowledge), use_images=False, origin=str(knowledge))
     if world.item_ids != inputs.item_ids:
         raise InputError(f"{knowledge} and {embeddings} are not of the same items; embed one catalogue for both.")
-    histories = read_split(splits, inputs.item_ids).train
-    bought = bought_next([history.tolist() for history in histories])
+    if world.text.shape[1] != inputs.text.shape[1]:
+        raise InputError(f"{knowledge} and {embeddings} have vectors of different widths; embed both with one encoder.")
+    bought = bought_next(_histories(splits, inputs.item_ids))
     model, curve = fit(inputs, Views(inputs.text, world.text, bought), seed)
-    write_table("embeddings", grounded_table(inputs, model.vectors(inputs)), out)
+    if out is not None:
+        write_table("embeddings", grounded_table(inputs, model.vectors(inputs)), out)
+    if weights is not None:
+        model.save(weights)
     seconds = round(time.monotonic() - started, 3)
     return {"items": len(inputs.item_ids), "pairs": len(bought), "curve": curve, "seconds": seconds}
+
+
+def _histories(splits: Path, item_ids: Sequence[str]) -> list[list[int]]:
+    """Training histories as rows of items, in the order of the split."""
+    row = {item: number for number, item in enumerate(item_ids)}
+    histories = read_table("splits", splits)["train"].to_pylist()
+    if unknown := next((item for history in histories for item in history if item not in row), None):
+        raise InputError(f"{splits}: item '{unknown}' has no embedding; embed the catalogue that was split.")
+    return [[row[item] for item in history] for history in histories]
 
 
 def bought_next(histories: Sequence[Sequence[int]]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from components import images
 from pipelines.cli import main
 
 KINDS = {
-    "enrich": {"ingest", "caption", "mine-intents", "label-quality", "embed"},
+    "enrich": {"ingest", "caption", "mine-intents", "label-quality", "embed", "relate-items"},
     "train": {"fit-tokenizer", "train-policy", "align-policy", "evaluate"},
     "publish": {
         "gate-catalogue", "gate-captions", "gate-intents", "gate-embeddings", "gate-sids", "gate-policy", "register",
@@ -22,7 +22,7 @@ KINDS = {
     },
 }  # fmt: skip
 FRONT = {"ingest", "gate-catalogue", "caption", "gate-captions", "mine-intents", "label-quality", "gate-intents",
-         "embed", "gate-embeddings", "fit-tokenizer", "gate-sids"}  # fmt: skip
+         "embed", "gate-embeddings", "relate-items", "fit-tokenizer", "gate-sids"}  # fmt: skip
 UNCACHED = {"register", "gate-policy", "promote"}
 
 
@@ -116,7 +116,8 @@ def test_only_steps_that_look_outside_of_their_inputs_are_not_cached(spec: Pipel
         ("gate-catalogue", "caption"),
         ("gate-captions", "mine-intents"),
         ("gate-intents", "embed"),
-        ("gate-embeddings", "fit-tokenizer"),
+        ("gate-embeddings", "relate-items"),
+        ("relate-items", "fit-tokenizer"),
     ],
 )
 def test_tables_are_gated_before_they_are_read(spec: PipelineSpec, gate: str, reader: str) -> None:

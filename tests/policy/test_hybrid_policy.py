@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tessera.bundle import load_manifest
-from tessera.config import EvaluationSettings, GrpoSettings, PolicySettings
+from tessera.config import EvaluationSettings, GrpoSettings, PolicySettings, TokenizerSettings
 from tessera.decoding.recommender import Recommender
 from tessera.errors import InputError
 from tessera.evaluation.evaluate import run as evaluate
 from tessera.policy import backbone as backbones
+from tessera.policy import fit
 from tessera.policy.align import run_grpo
 from tessera.policy.bundle import load_policy
 from tessera.policy.data import pack, prompts
@@ -22,7 +23,10 @@ from tessera.policy.likelihood import log_probabilities
 from tessera.policy.rollouts import rows_of
 from tessera.policy.sft import sid_loss
 from tessera.schema import read_table, write_table
+from tessera.tokenizer import fit as tokenizer_fit
+from tessera.tokenizer import grounding
 from tessera.tokenizer.hybrid import initial_rows
+from tessera.tokenizer.inputs import read_inputs
 
 SIZES = (3, 4, 7)
 CODES = np.column_stack([np.arange(7) % 3, np.arange(7) % 4, np.arange(7)])
@@ -127,6 +131,26 @@ def test_a_vector_is_needed_for_every_item(toy: Any, quick: PolicySettings, tmp_
         toy.run("refused", settings, item_vectors=tmp_path / "embeddings.parquet")
     with pytest.raises(InputError, match=r"a prefix of 1 to 3 codes, not 4"):
         toy.run("refused", replace(quick, hybrid_prefix=4))
+
+
+def test_item_tokens_start_in_the_tokenizers_space(toy: Any, tmp_path: Path) -> None:
+    """Grounded where the tokenizer grounds; the embeddings' text where it does not."""
+    inputs = read_inputs(read_table("embeddings", toy.folder / "embeddings.parquet"))
+    views = grounding.Views(inputs.text, inputs.text, np.empty((0, 2), np.int64))
+    model = grounding.fit(inputs, views, seed=0, epochs=2)[0]
+    model.save(tmp_path / "weights")
+    told = {"settings": TokenizerSettings(method="rqkmeans", codebook_size=8, latent_dim=4), "seed": 0}
+    paths = {"bundle": tmp_path / "tokenizer", "sids": tmp_path / "sids.parquet", "work": tmp_path}
+    tokenizer_fit.run(toy.folder / "embeddings.parquet", **told, **paths, grounding=tmp_path / "weights")
+    order = inputs.item_ids[::-1]
+    plain, grounded = (
+        fit._vectors(toy.folder / "embeddings.parquet", order, bundle)
+        for bundle in (toy.folder / "tokenizer", tmp_path / "tokenizer")
+    )
+    assert np.array_equal(plain, inputs.text[::-1])
+    assert np.array_equal(grounded, model.vectors(inputs)[::-1])
+    with pytest.raises(InputError, match="item 'stranger' has no vector"):
+        fit._vectors(toy.folder / "embeddings.parquet", ["stranger"], toy.folder / "tokenizer")
 
 
 def test_it_is_aligned(toy: Any, trained: dict[str, Any], tmp_path: Path) -> None:
