@@ -61,7 +61,7 @@ def serving(folder: Path, case: Case, threads: int, seed: int) -> Iterator[Servi
 
 def default_threads() -> int:
     """As many as the served model takes by default."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or min(4, len(os.sched_getaffinity(0)))
+    return int(os.environ.get("OMP_NUM_THREADS", 1))
 
 
 class Engine:

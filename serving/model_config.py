@@ -22,7 +22,7 @@ output [
 {outputs}
 ]
 
-# One process decodes batches one after the other, on a thread of its own.
+# One process, whose threads decode a batch each.
 instance_group [ {{ kind: KIND_CPU, count: 1 }} ]
 {parameters}
 """

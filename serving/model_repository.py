@@ -71,6 +71,7 @@ def export(
     *,
     sids: str | Path | None = None,
     feature_server: str = "",
+    workers: int = 0,
     threads: int = 0,
     max_batch: int = 64,
     max_queue: int = 256,
@@ -84,7 +85,8 @@ def export(
         release: its number; by default the one after the newest. It must be the highest, because the highest serves.
         sids: a newer SIDs table of the policy's tokenizer, to recommend items that are younger than the policy.
         feature_server: base URL of Feast's feature server, as Triton reaches it; empty: no answers by user id.
-        threads: torch threads of the served model; 0 means OMP_NUM_THREADS, else up to four cores.
+        workers: batches decoded at once; 0 means one a core up to four, or one on a GPU.
+        threads: torch threads of each; 0 means OMP_NUM_THREADS, else one.
         max_batch: most requests decoded together, and rows of one request.
         max_queue: most requests of a priority that wait; one more is refused as busy.
         prefix_cache_mb: memory for prompts of returning users; 0: none is kept.
@@ -96,7 +98,7 @@ def export(
     manifest = load_manifest(policy_bundle, "policy")
     index_version = _check_sids(Path(sids), manifest) if sids is not None else _own_index(manifest)
     config = model_config(
-        max_batch=max_batch, feature_server=feature_server, threads=threads, max_queue=max_queue,
+        max_batch=max_batch, feature_server=feature_server, workers=workers, threads=threads, max_queue=max_queue,
         prefix_cache_mb=prefix_cache_mb,
     )  # fmt: skip
     model = Path(repository) / MODEL

@@ -1,4 +1,8 @@
-"""Requests that wait for the policy, and the thread that decodes them in batches.
+"""Requests that wait for the policy, and the threads that decode them in batches.
+
+Several decoders of one core each answer more, and more steadily, than one decoder of several cores: a beam's matrices
+are so small that cores which share them spend their time waiting for each other, and a core that another process takes
+for a moment holds up all the others.
 
 Triton hands requests over as they come, because its own bounded queue idles: with a queue policy (size, timeout or
 priorities) its batcher learns of a free model only from the next request that it admits, so a full queue stands still
@@ -54,30 +58,44 @@ class QueueStatistics:
 
 
 class Dispatcher:
-    """A bounded queue before an answerer, and the thread that empties it; may be fed by any thread.
+    """A bounded queue before an answerer, and the threads that empty it; may be fed by any thread.
 
     Args:
         max_batch: most rows decoded together, and of one request.
         max_queue: most requests of a priority that wait.
+        workers: threads that decode, each a batch of its own.
+        prepare: what each of them calls first.
     """
 
-    def __init__(self, answerer: Answerer, max_batch: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        answerer: Answerer,
+        max_batch: int,
+        max_queue: int,
+        workers: int = 1,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
         self.statistics = QueueStatistics()
         self._answerer, self._max_batch, self._max_queue = answerer, max_batch, max_queue
+        self._prepare, self._free = prepare, 0
         self._heap: list[Waiting] = []
         self._sizes = dict.fromkeys((PROBE, INTERACTIVE, BATCH), 0)
         self._batch_s = 0.0  # what the largest of the last batches took
         self._numbers = itertools.count()
         self._changed, self._closed = threading.Condition(), False
-        self._thread = threading.Thread(target=self._run, name="tessera-decode", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"tessera-decode-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, inputs: Any, reply: Reply, priority: int = INTERACTIVE, timeout_s: float = 0.0) -> None:
         """Queue a request, or reply at once that it is malformed or the queue full.
 
         Args:
             inputs: called for the request's arrays, which costs, only if there is room.
-            reply: called once, here or on the decoding thread.
+            reply: called once, here or on a decoding thread.
             timeout_s: seconds that it may wait; 0 for LONGEST_WAIT_S.
         """
         if self._sizes[priority] >= self._max_queue or self._would_be_late(priority, timeout_s):
@@ -93,29 +111,31 @@ class Dispatcher:
         with self._changed:
             heapq.heappush(self._heap, Waiting(priority, next(self._numbers), queries, reply, now, until))
             self._sizes[priority] += 1
-            self._changed.notify()
+            self._changed.notify_all()  # one that gathers may not be the one to take it
         return None
 
     def close(self) -> None:
-        """Answer what waits and end the thread."""
+        """Answer what waits and end the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _would_be_late(self, priority: int, timeout_s: float) -> bool:
-        """Whether the batch that is decoded and the full ones that go first take longer than a request may wait.
+        """Whether the batches that are decoded and the full ones that go first take longer than a request may wait.
 
         Better now than after it has waited: its caller can turn elsewhere, and others get the place.
         """
-        ahead = sum(size for other, size in self._sizes.items() if other <= priority) // self._max_batch
+        before = sum(size for other, size in self._sizes.items() if other <= priority)
+        ahead = before // (self._max_batch * len(self._threads))
         return ahead > 0 and (1 + ahead) * self._batch_s > (timeout_s or LONGEST_WAIT_S)
 
     def _run(self) -> None:
+        self._prepare()
         gather_s, size = 0.0, 0
         while batch := self._take(gather_s, size):
             started = time.monotonic()
-            self.statistics.waited_s += sum(started - one.since for one in batch)
             for one, answer in zip(batch, self._answers(batch), strict=True):
                 _reply(one, answer)
             size, took = len(batch), time.monotonic() - started
@@ -123,18 +143,24 @@ class Dispatcher:
             gather_s = min(GATHER * took, GATHER_MOST_S) if size > 1 else 0.0
 
     def _take(self, gather_s: float, size: int) -> list[Waiting]:
-        """The next batch, after waiting for one, and for `size` requests at most `gather_s`; [] at the end."""
+        """The next batch, after waiting for one, and for `size` requests at most `gather_s`; [] at the end.
+
+        What waits is shared with the other threads that are free; one that finds them all at work takes what it can.
+        """
         late: list[Waiting] = []
         batch: list[Waiting] = []
         while not batch:
             with self._changed:
+                self._free += 1
                 if gather_s:
                     self._changed.wait_for(lambda: self._closed or len(self._heap) >= size, gather_s)
                 self._changed.wait_for(lambda: self._closed or self._heap)
+                share = -(-len(self._heap) // self._free)
+                self._free -= 1
                 if not self._heap:
                     return []
                 now, rows = time.monotonic(), 0
-                while self._heap and rows + len(self._heap[0].queries) <= self._max_batch:
+                while self._heap and share > len(batch) and rows + len(self._heap[0].queries) <= self._max_batch:
                     one = heapq.heappop(self._heap)
                     self._sizes[one.priority] -= 1
                     if one.until < now:
@@ -142,7 +168,8 @@ class Dispatcher:
                     else:
                         batch.append(one)
                         rows += len(one.queries)
-            self.statistics.late += len(late)
+                self.statistics.waited_s += sum(now - one.since for one in batch)
+                self.statistics.late += len(late)
             for one in late:
                 _reply(one, LATE)
             late.clear()

@@ -1,7 +1,7 @@
 """Triton's Python backend model: what `model.py` of every release in the model repository runs.
 
-`execute` only queues: Triton's thread hands requests over and is free again, a thread of this process decodes them in
-batches and sends each its response.
+`execute` only queues: Triton's thread hands requests over and is free again, threads of this process decode them in
+batches and send each its response.
 """
 
 import json
@@ -37,13 +37,19 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load and warm up; an error here makes Triton refuse the release and keep the one before."""
         parameters = _parameters(args["model_config"])
-        if threads := int(parameters["threads"]) or _default_threads():
-            torch.set_num_threads(threads)
+        threads = int(parameters["threads"]) or int(os.environ.get("OMP_NUM_THREADS", 1))
+        torch.set_num_threads(threads)
         release = read_release(Path(args["model_repository"]) / args["model_version"])
         recommender = in_background(lambda: _load(release, int(parameters["prefix_cache_mb"])))
         feature_server = os.environ.get(FEATURE_SERVER, parameters["feature_server"])
         answerer = Answerer(recommender, UserHistories(feature_server), release.index_version)
-        self._dispatcher = Dispatcher(answerer, int(parameters["max_batch"]), int(parameters["max_queue"]))
+        self._dispatcher = Dispatcher(
+            answerer,
+            int(parameters["max_batch"]),
+            int(parameters["max_queue"]),
+            int(parameters["workers"]) or _default_workers(threads),
+            partial(torch.set_num_threads, threads),  # which counts for the calling thread alone
+        )
         self._counters = _counters(release.number, recommender.statistics, self._dispatcher.statistics)
 
     def execute(self, requests: list[Any]) -> None:
@@ -67,9 +73,9 @@ def _load(release: Release, prefix_cache_mb: int) -> Recommender:
     """The release's policy, warmed up: the first decodes pay for allocations, and readiness waits for them."""
     check_index(release)
     recommender = Recommender.load(release.policy, release.sids, prefix_cache_mb)
-    some, k = recommender.item_ids[:8], min(10, len(recommender.item_ids))
-    for batch in (1, len(some)):
-        recommender.recommend([[item] for item in some[:batch]], k, exclude_history=False)
+    items, k = recommender.item_ids, min(10, len(recommender.item_ids))
+    for batch in (1, 2, 4, 8, 16):
+        recommender.recommend([items[: recommender.max_history]] * batch, k, exclude_history=False)
     return recommender
 
 
@@ -84,9 +90,9 @@ def _counters(release: int, *statistics: Any) -> Counters | None:
         return None
 
 
-def _default_threads() -> int:
-    """Up to four of the cores this process may use: a beam is too small for more. OMP_NUM_THREADS has the last word."""
-    return 0 if "OMP_NUM_THREADS" in os.environ else min(4, len(os.sched_getaffinity(0)))
+def _default_workers(threads: int) -> int:
+    """One on a GPU; else as many as this process has cores for, up to four: they share one interpreter."""
+    return 1 if torch.cuda.is_available() else max(1, min(4, len(os.sched_getaffinity(0)) // threads))
 
 
 def _priority(request: Any) -> int:

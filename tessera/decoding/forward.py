@@ -128,14 +128,15 @@ class FusedDecoder:
 
     def _rotation(self, position: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """cos and sin [n, 1, head size] of rotary positions below `longest`, from a table that grows."""
-        if self._rope.shape[1] < longest or self._rope.device != position.device:
-            steps = torch.arange(max(longest, 2 * self._rope.shape[1]), device=position.device)
+        table = self._rope  # the one that is read, whatever another thread puts in its place
+        if table.shape[1] < longest or table.device != position.device:
+            steps = torch.arange(max(longest, 2 * table.shape[1]), device=position.device)
             cos, sin = self.rotary(self.weight, steps[None])
             # x * cos + (-upper half, lower half) * sin: the sign goes into the table, and the halves swap by a roll.
             signs = torch.ones_like(sin[0])
             signs[:, : self.size // 2] = -1
-            self._rope = torch.stack([cos[0], sin[0] * signs])
-        cos, sin = self._rope[:, position].unsqueeze(2)
+            self._rope = table = torch.stack([cos[0], sin[0] * signs])
+        cos, sin = table[:, position].unsqueeze(2)
         return cos, sin
 
 

@@ -4,6 +4,7 @@ A prompt is a prefix of the same user's next one as long as the policy still rea
 is longer than that, its first item falls out, all positions move, and the prompt is computed anew.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,18 +28,20 @@ class Entry:
 
 
 class PrefixCache:
-    """Least recently used prompts within a budget of bytes."""
+    """Least recently used prompts within a budget of bytes; may be used by several threads."""
 
     def __init__(self, budget: int) -> None:
         self.budget, self.used = budget, 0
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def find(self, histories: Sequence[np.ndarray]) -> list[Entry | None]:
         """For each history of item numbers the entry of its longest known prefix."""
-        return [self._longest(np.ascontiguousarray(one, dtype=np.int64)) for one in histories]
+        with self._lock:
+            return [self._longest(np.ascontiguousarray(one, dtype=np.int64)) for one in histories]
 
     def _longest(self, history: np.ndarray) -> Entry | None:
         key = history.tobytes()
@@ -65,8 +68,10 @@ class PrefixCache:
                 continue
             place = slice(width - tokens, width)
             entry = Entry(cache.both[:, row, place].clone())
-            self._entries[key] = entry
-            self.used += entry.both.nbytes
-        while self.used > self.budget:
-            _, old = self._entries.popitem(last=False)
-            self.used -= old.both.nbytes
+            with self._lock:
+                if key not in self._entries:  # another thread may have answered the same user
+                    self._entries[key] = entry
+                    self.used += entry.both.nbytes
+                while self.used > self.budget:
+                    _, old = self._entries.popitem(last=False)
+                    self.used -= old.both.nbytes

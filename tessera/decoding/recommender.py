@@ -1,5 +1,6 @@
 """From histories of item ids to recommended item ids: the one engine behind evaluation, notebooks and serving."""
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Recommender:
         self._decoder, self._head = decoder_of(backbone.model), CodeHead(backbone.model, backbone.sid_tokens)
         self._tokens = backbone.sid_tokens.numpy(force=True)
         self._prefixes = PrefixCache(prefix_cache_mb << 20)
+        self._counting = threading.Lock()
 
     @classmethod
     def load(cls, folder: str | Path, sids: str | Path | None = None, prefix_cache_mb: int = 0) -> "Recommender":
@@ -199,12 +201,13 @@ class Recommender:
 
     def _count(self, requests: int, width: int, hits: int, misses: int, seconds: float) -> None:
         stats = self.statistics
-        stats.requests += requests
-        stats.decodes += 1
-        stats.beams += requests * width
-        stats.prefix_hits += hits
-        stats.prefix_misses += misses
-        stats.decode_s += seconds
+        with self._counting:
+            stats.requests += requests
+            stats.decodes += 1
+            stats.beams += requests * width
+            stats.prefix_hits += hits
+            stats.prefix_misses += misses
+            stats.decode_s += seconds
 
     def rank_all(
         self,

@@ -1,5 +1,6 @@
 """Reuse of prompts: the same answers as from scratch, within the budget."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,16 @@ def test_without_a_budget_nothing_is_kept(policy_bundle: Path) -> None:
     assert len(recommender._prefixes) == 0
     assert recommender.statistics.prefix_misses == 0
     assert isinstance(recommender._prefixes, PrefixCache)
+
+
+def test_threads_that_share_a_recommender_get_the_answers_of_one(policy_bundle: Path, scratch: Recommender) -> None:
+    shared = Recommender.load(policy_bundle, prefix_cache_mb=1)
+    shared._prefixes.budget = 20_000  # a few prompts: the threads drop each other's
+    rng = np.random.default_rng(0)
+    asked = [rng.choice(scratch.item_ids, rng.integers(1, 6)).tolist() for _ in range(200)]
+    wanted = [scratch.recommend([history], 5)[0] for history in asked]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda history: shared.recommend([history], 5)[0], asked))
+    assert [[one.item_id for one in answer] for answer in found] == [[one.item_id for one in one] for one in wanted]
+    assert shared.statistics.requests == shared.statistics.decodes == 200
+    assert shared._prefixes.used == sum(one.both.nbytes for one in shared._prefixes._entries.values()) <= 20_000

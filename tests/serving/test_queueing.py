@@ -58,9 +58,9 @@ def wait_for(condition: Any) -> None:
 
 
 @contextmanager
-def serving(max_batch: int = 4, max_queue: int = 6) -> Iterator[Client]:
+def serving(max_batch: int = 4, max_queue: int = 6, workers: int = 1) -> Iterator[Client]:
     answerer = Slow()
-    dispatcher = Dispatcher(answerer, max_batch, max_queue)  # type: ignore[arg-type]
+    dispatcher = Dispatcher(answerer, max_batch, max_queue, workers)  # type: ignore[arg-type]
     try:
         yield Client(dispatcher, answerer)
     finally:
@@ -206,3 +206,26 @@ def test_those_who_were_answered_together_may_ask_again_together(together: int) 
         client.answerer.let.release(1)
         wait_for(lambda: f"{together - 1}.1" in client.replies)
         assert client.answerer.batches[2] == [f"{number}.1" for number in range(together)]
+
+
+def test_several_workers_decode_at_once_and_one_that_is_free_alone_takes_all() -> None:
+    with serving(workers=2) as client:
+        client.occupy()
+        client.occupy()  # nothing was let go: the second worker has it
+        for name in ("a", "b", "c"):
+            client.send(name)
+        client.answerer.let.release()
+        wait_for(lambda: len(client.answerer.batches) == 3)
+        assert client.answerer.batches[2] == ["a", "b", "c"]
+        client.answerer.let.release(9)
+        wait_for(lambda: len(client.replies) == 4)  # both are called "first"
+
+
+def test_all_workers_are_prepared_and_all_end() -> None:
+    prepared: list[str] = []
+    name = lambda: prepared.append(threading.current_thread().name)  # noqa: E731
+    dispatcher = Dispatcher(Slow(), 4, 6, 3, name)  # type: ignore[arg-type]
+    wait_for(lambda: len(prepared) == 3)
+    dispatcher.close()
+    assert len(set(prepared)) == 3
+    assert not {thread.name for thread in threading.enumerate()} & set(prepared)
