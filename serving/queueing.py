@@ -82,7 +82,10 @@ class Dispatcher:
         self._sizes = dict.fromkeys((PROBE, INTERACTIVE, BATCH), 0)
         self._batch_s = 0.0  # what the largest of the last batches took
         self._numbers = itertools.count()
-        self._changed, self._closed = threading.Condition(), False
+        lock = threading.Lock()
+        # Free threads wait for the one, those that gather for the other: a request wakes one free thread, not all.
+        self._arrived, self._gathered = threading.Condition(lock), threading.Condition(lock)
+        self._closed = False
         self._threads = [
             threading.Thread(target=self._run, name=f"tessera-decode-{number}", daemon=True)
             for number in range(workers)
@@ -108,17 +111,19 @@ class Dispatcher:
             return reply(Refusal(f"the request has {len(queries)} rows; send at most {self._max_batch}."))
         now = time.monotonic()
         until = now + min(timeout_s or LONGEST_WAIT_S, LONGEST_WAIT_S)
-        with self._changed:
+        with self._arrived:
             heapq.heappush(self._heap, Waiting(priority, next(self._numbers), queries, reply, now, until))
             self._sizes[priority] += 1
-            self._changed.notify_all()  # one that gathers may not be the one to take it
+            self._arrived.notify()
+            self._gathered.notify_all()
         return None
 
     def close(self) -> None:
         """Answer what waits and end the threads."""
-        with self._changed:
+        with self._arrived:
             self._closed = True
-            self._changed.notify_all()
+            self._arrived.notify_all()
+            self._gathered.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -150,11 +155,11 @@ class Dispatcher:
         late: list[Waiting] = []
         batch: list[Waiting] = []
         while not batch:
-            with self._changed:
+            with self._arrived:
                 self._free += 1
                 if gather_s:
-                    self._changed.wait_for(lambda: self._closed or len(self._heap) >= size, gather_s)
-                self._changed.wait_for(lambda: self._closed or self._heap)
+                    self._gathered.wait_for(lambda: self._closed or len(self._heap) >= size, gather_s)
+                self._arrived.wait_for(lambda: self._closed or self._heap)
                 share = -(-len(self._heap) // self._free)
                 self._free -= 1
                 if not self._heap:
