@@ -64,6 +64,7 @@ class Dispatcher:
         max_batch: most rows decoded together, and of one request.
         max_queue: most requests of a priority that wait.
         workers: threads that decode, each a batch of its own.
+        together: most rows of several requests that are decoded together; 0: max_batch.
         prepare: what each of them calls first.
     """
 
@@ -73,10 +74,12 @@ class Dispatcher:
         max_batch: int,
         max_queue: int,
         workers: int = 1,
+        together: int = 0,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.statistics = QueueStatistics()
         self._answerer, self._max_batch, self._max_queue = answerer, max_batch, max_queue
+        self._together = min(together or max_batch, max_batch)
         self._prepare, self._free = prepare, 0
         self._heap: list[Waiting] = []
         self._sizes = dict.fromkeys((PROBE, INTERACTIVE, BATCH), 0)
@@ -133,7 +136,7 @@ class Dispatcher:
         Better now than after it has waited: its caller can turn elsewhere, and others get the place.
         """
         before = sum(size for other, size in self._sizes.items() if other <= priority)
-        ahead = before // (self._max_batch * len(self._threads))
+        ahead = before // (self._together * len(self._threads))
         return ahead > 0 and (1 + ahead) * self._batch_s > (timeout_s or LONGEST_WAIT_S)
 
     def _run(self) -> None:
@@ -165,7 +168,7 @@ class Dispatcher:
                 if not self._heap:
                     return []
                 now, rows = time.monotonic(), 0
-                while self._heap and share > len(batch) and rows + len(self._heap[0].queries) <= self._max_batch:
+                while self._heap and share > len(batch) and self._fits(rows, self._heap[0]):
                     one = heapq.heappop(self._heap)
                     self._sizes[one.priority] -= 1
                     if one.until < now:
@@ -179,6 +182,9 @@ class Dispatcher:
                 _reply(one, LATE)
             late.clear()
         return batch
+
+    def _fits(self, rows: int, one: Waiting) -> bool:
+        return rows == 0 or rows + len(one.queries) <= self._together
 
     def _answers(self, batch: list[Waiting]) -> Sequence[Answer]:
         try:

@@ -26,6 +26,8 @@ from serving.user_history import FEATURE_SERVER, UserHistories
 from tessera.decoding.recommender import Recommender
 
 log = logging.getLogger(__name__)
+CPU_BATCH = 16
+"""Rows decoded together on a core: more only take longer, and who comes next waits for them."""
 
 # Names, because Triton completes its module only after it has imported this one.
 _CODES = {"invalid": "INVALID_ARG", "missing": "NOT_FOUND", "unavailable": "UNAVAILABLE", "internal": "INTERNAL"}
@@ -48,6 +50,7 @@ class TritonPythonModel:
             int(parameters["max_batch"]),
             int(parameters["max_queue"]),
             int(parameters["workers"]) or _default_workers(threads),
+            0 if torch.cuda.is_available() else CPU_BATCH,
             partial(torch.set_num_threads, threads),  # which counts for the calling thread alone
         )
         self._counters = _counters(release.number, recommender.statistics, self._dispatcher.statistics)

@@ -224,8 +224,21 @@ def test_several_workers_decode_at_once_and_one_that_is_free_alone_takes_all() -
 def test_all_workers_are_prepared_and_all_end() -> None:
     prepared: list[str] = []
     name = lambda: prepared.append(threading.current_thread().name)  # noqa: E731
-    dispatcher = Dispatcher(Slow(), 4, 6, 3, name)  # type: ignore[arg-type]
+    dispatcher = Dispatcher(Slow(), 4, 6, 3, prepare=name)  # type: ignore[arg-type]
     wait_for(lambda: len(prepared) == 3)
     dispatcher.close()
     assert len(set(prepared)) == 3
     assert not {thread.name for thread in threading.enumerate()} & set(prepared)
+
+
+def test_few_are_decoded_together_but_one_request_may_be_larger() -> None:
+    answerer = Slow()
+    dispatcher = Dispatcher(answerer, max_batch=8, max_queue=20, together=2)  # type: ignore[arg-type]
+    client = Client(dispatcher, answerer)
+    client.occupy()
+    for name in ("a", "b", "c"):
+        client.send(name)
+    answerer.let.release(9)
+    wait_for(lambda: len(client.replies) == 4)
+    assert answerer.batches == [["first"], ["a", "b"], ["c"]]
+    dispatcher.close()
