@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from tessera.config import TokenizerSettings
-from tessera.schema import read_table
 from tessera.tokenizer import fit, report
 from tessera.tokenizer.bundle import Tokenizer
 from tessera.tokenizer.fusion import Balance
-from tessera.tokenizer.inputs import Inputs, read_inputs
+from tessera.tokenizer.inputs import Inputs
 
 Codes = NDArray[np.integer]
 _ROWS = 2048  # items compared with all others at a time
@@ -49,7 +48,7 @@ def measure(name: str, settings: TokenizerSettings, embeddings: Path, seed: int)
         metrics = fit.run(embeddings, home / "bundle", home / "sids.parquet", settings, seed, home / "work")
         fitted = time.perf_counter() - started
         tokenizer = Tokenizer.load(home / "bundle")
-    inputs = read_inputs(read_table("embeddings", embeddings), use_images=tokenizer.image_dim > 0)
+    inputs = fit.read(embeddings, settings)
     started = time.perf_counter()
     tokenizer.encode(inputs.text, inputs.image, inputs.has_image)
     encoded = time.perf_counter() - started

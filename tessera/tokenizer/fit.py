@@ -56,16 +56,13 @@ def run(
         InputError: settings out of range, unusable embeddings, or more items than SIDs.
     """
     _check(settings)
-    aligned = settings.method == "aligned"
-    inputs = read_inputs(
-        read_table("embeddings", embeddings), use_images=settings.use_images or aligned, origin=str(embeddings)
-    )
+    inputs = read(embeddings, settings)
     if len(inputs.item_ids) > settings.codebook_size**settings.levels:
         raise InputError(
             f"{len(inputs.item_ids)} items do not fit into {settings.levels} levels of {settings.codebook_size} codes; "
             "raise tokenizer.codebook_size or tokenizer.levels."
         )
-    if aligned and not inputs.has_image.any():
+    if settings.method == "aligned" and not inputs.has_image.any():
         raise InputError(
             "alignment tokenization quantizes collaborative vectors and these embeddings have none; make them with "
             "tessera.tokenizer.collaborative."
@@ -83,6 +80,12 @@ def run(
     write_table("sids", sid_table(inputs.item_ids, codes, moved, tokenizer.version), sids)
     (Path(work) / CHECKPOINT).unlink(missing_ok=True)
     return metrics
+
+
+def read(embeddings: Path, settings: TokenizerSettings) -> Inputs:
+    """What a tokenizer with these settings is fitted on; the collaborative vectors of `aligned` are no images."""
+    second = settings.use_images or settings.method == "aligned"
+    return read_inputs(read_table("embeddings", embeddings), use_images=second, origin=str(embeddings))
 
 
 def _check(settings: TokenizerSettings) -> None:

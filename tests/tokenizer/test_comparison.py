@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tessera.config import TokenizerSettings
-from tessera.schema import write_table
+from tessera.schema import read_table, write_table
+from tessera.tokenizer import fit
 from tessera.tokenizer.comparison import (
     Contender,
     compare,
@@ -85,3 +86,18 @@ def test_fitted_tokenizers_beat_codes_at_random(
         assert fitted["fit_seconds"] > fitted["encode_seconds"] > 0
         assert np.diff(fitted["neighbour_recall"]).max() <= 0
     assert min(bounded["entropy_bits"]) == pytest.approx(3.0, abs=0.01)
+
+
+def test_aligned_is_measured_on_the_vectors_that_it_was_fitted_on(
+    make_embeddings: Callable, small: TokenizerSettings, tmp_path: Path
+) -> None:
+    """Collaborative ones, though to an item that comes later it has only a text."""
+    write_table("embeddings", make_embeddings(image_dim=16), tmp_path / "embeddings.parquet")
+    settings = replace(small, method="aligned", epochs=5, codebook_size=16)
+    measured = measure("aligned", settings, tmp_path / "embeddings.parquet", 0)
+    places = tmp_path / "bundle", tmp_path / "sids.parquet"
+    fit.run(tmp_path / "embeddings.parquet", *places, settings, 0, tmp_path / "work")
+    sids = read_table("sids", places[1])
+    codes, moved = np.array(sids["codes"].to_pylist()), np.array(sids["moved"])
+    assert (measured.codes == codes)[~moved].all()
+    assert (measured.codes != codes)[moved].any(1).all()
