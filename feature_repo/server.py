@@ -1,6 +1,7 @@
 """Feast's feature server over HTTP, as a child process with a bounded start and a clean stop."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -60,7 +61,7 @@ class FeatureServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> "FeatureServer":
-        """Start and wait until `/health` answers.
+        """Start and wait until `/health` answers; the first lookup, which takes longer than others, is done then.
 
         Raises:
             ServiceError: nothing was published to the home, the port is taken, or the server died or was too slow.
@@ -136,11 +137,20 @@ class FeatureServer:
             if not self.alive():
                 raise ServiceError(f"the feature server ended while starting; {self._last_words()}")
             if self.healthy() and self.alive():
+                self._look_up_once()
                 return
             time.sleep(0.1)
         raise ServiceError(
             f"the feature server did not answer within {self.start_timeout_s:g} s; {self._last_words()}"
         )
+
+    def _look_up_once(self) -> None:
+        """Ask for a user whom nobody knows, so that no caller waits for what Feast loads at its first lookup."""
+        asked = {"features": ["user_history:item_ids"], "entities": {"user_id": [""]}}
+        head = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/get-online-features", json.dumps(asked).encode(), head)
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(request, timeout=10.0).close()
 
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.is_file() else []

@@ -28,11 +28,19 @@ def relate_items(
 
     from components.stage import run_stage
     from tessera.config import catalogue_url, from_json
-    from tessera.tokenizer.relations import run
+    from tessera.files import write_text
 
     chosen = from_json(settings)
-    if chosen.tokenizer.method != "aligned":
+    aligned, grounded = chosen.tokenizer.method == "aligned", chosen.space == "grounded"
+    if not aligned:
         related.uri = embeddings.uri  # the same table under another name: nothing is copied
+    if not grounded:
+        write_text(grounding.path, "")  # a file at each output, or the cache counts the step as lost
+    if not aligned and not grounded:
+        run_stage("relate-items", stats.path, dict, relation="none")
+        return
+    from tessera.tokenizer.relations import run
+
     tables = Path(items.path), Path(intents.path), Path(splits.path), Path(embeddings.path)
     made = Path(related.path), Path(grounding.path)
     run_stage("relate-items", stats.path, run, *tables, *made, chosen, catalogue_url(chosen, home))

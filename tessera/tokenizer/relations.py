@@ -11,11 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from tessera.config import Settings, relation
 from tessera.enrichment.embedding import run_knowledge
-from tessera.files import replacing
 from tessera.tokenizer import collaborative, grounding
 
 
@@ -35,7 +32,7 @@ def run(
         embeddings: of texts and photos.
         related: `embeddings` table to write for `aligned`; not written otherwise, because the embeddings stay as they
             are.
-        weights: safetensors to write; without a tensor where nothing is grounded.
+        weights: safetensors to write for the grounded space; not written otherwise.
 
     Returns:
         relation, what `collaborative.run` or `grounding.run` says, and for grounding "model_calls", "reused" and
@@ -53,9 +50,6 @@ def run(
             images = settings.tokenizer.use_images
             fitted = grounding.run(embeddings, knowledge, splits, None, settings.seed, weights, use_images=images)
         said = {**asked, **fitted}
-    else:
-        with replacing(weights) as temporary:
-            save_file({}, temporary)
-    if wanted == "collaborative":
+    elif wanted == "collaborative":
         said = collaborative.run(embeddings, splits, related, settings.seed)
     return {**said, "relation": wanted}
