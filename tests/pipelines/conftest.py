@@ -30,9 +30,11 @@ SIZES = (
     "--policy.patience=8", "--evaluation.beam=20",
 )  # fmt: skip
 FIRST = (*SIZES, f"--tokenizer.epochs={TOKENIZER_EPOCHS}", f"--policy.epochs={POLICY_EPOCHS}")
-# Another tokenizer, and a policy that has seen too little to win, of several tasks and then by reinforcement learning.
+# Another tokenizer, of the grounded space, and a policy of hybrid SIDs that has seen too little to win: of several
+# tasks, then by reinforcement learning.
 SECOND = (
-    *SIZES, "--tokenizer.epochs=20", "--policy.epochs=1", "--policy.tasks=next,intents_to_sid,caption_to_sid",
+    *SIZES, "--tokenizer.epochs=20", "--space=grounded", "--policy.hybrid-prefix=2", "--policy.epochs=1",
+    "--policy.learning-rate=1e-6", "--policy.tasks=next,intents_to_sid,caption_to_sid",
     "--alignment=grpo", "--grpo.bonus=quality", "--grpo.cases=16", "--grpo.batch=8", "--grpo.learning-rate=1e-6",
 )  # fmt: skip
 PATIENCE_S = 420.0
@@ -96,6 +98,7 @@ class Command:
             self.process = subprocess.Popen(
                 [str(TESSERA), "run", "training", *where, *self.arguments], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True, cwd=self.platform.out.parent,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},  # two commands run side by side
             )  # fmt: skip
 
     def said(self) -> str:

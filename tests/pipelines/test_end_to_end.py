@@ -23,6 +23,7 @@ from tessera.config import PlatformSettings
 from tessera.decoding.recommender import Recommender as Engine
 from tessera.files import read_json, sha256_file
 from tessera.schema import read_table
+from tessera.tokenizer.bundle import GROUNDING
 from tessera_client import Features, Recommendations, Recommender
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
@@ -201,9 +202,12 @@ def test_promotion_and_rollback_while_clients_keep_asking(
     second, home = later[1], killed.platform.home
     assert second.versions[0] != calm.versions[0]  # another tokenizer, so other SIDs
     assert "does not beat champion 1's" in second.said
-    assert second.metrics["model_calls"] == dict.fromkeys(COUNTED, 0)
+    words = dict.fromkeys(COUNTED, 0) | {"knowledge_embeddings": second.metrics["items"]}
+    assert second.metrics["model_calls"] == words
     config = load_manifest(second.out / "policy", "policy").config
     assert (config["grpo"]["bonus"], config["tasks"]) == ("quality", "next,intents_to_sid,caption_to_sid")
+    assert load_manifest(second.out / "policy", "policy").extra["codebook_size"] == [16, 16, second.metrics["items"]]
+    assert (second.out / "tokenizer" / GROUNDING).is_file()
     assert {"grpo", "start"}.isdisjoint(load_manifest(calm.out / "policy", "policy").config)
     engines = {platform.versions[1]: Engine.load(platform.out / "policy") for platform in (calm, second)}
     tokenizer_of = {platform.versions[1]: platform.versions[0] for platform in (calm, second)}
