@@ -138,7 +138,10 @@ BUDGETS: dict[str, Budget] = {
     ),
     "small": Budget(
         10_000, {"epochs": 100},
-        {"epochs": 40, "hidden": 96, "layers": 3, "task_examples": 2000, "validation_users": 1000},
+        {
+            "epochs": 30, "batch_tokens": 2048, "hidden": 96, "layers": 3, "task_examples": 500,
+            "validation_users": 1000,
+        },
         {"cases": 6400, "validate_every": 20, "group": 16},
     ),
     "full": Budget(0, {}, {}, {}),
