@@ -23,7 +23,7 @@ from tessera.files import sha256_file, sha256_of
 from tessera.policy import distributed, grpo, labels, sdpo
 from tessera.policy.backbone import with_lora
 from tessera.policy.bundle import KIND, load_policy, save_policy
-from tessera.policy.cases import Cases, next_item_cases
+from tessera.policy.cases import NextItemCases, next_item_cases
 from tessera.policy.rewards import reward_function
 from tessera.policy.sft import Progress
 from tessera.schema import read_table
@@ -39,7 +39,7 @@ class Start:
 
     manifest: Manifest
     recommender: Recommender
-    cases: Cases
+    cases: NextItemCases
     validate: Callable[[], dict[str, float]]
 
 

@@ -145,18 +145,15 @@ def _place(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray
 def prompts(
     histories: Sequence[np.ndarray], codes: np.ndarray, sid_tokens: np.ndarray, bos: int
 ) -> tuple[Tensor, Tensor]:
-    """Prompts that ask for the next item: the opening token, then the codes of each history.
+    """`prompt_rows` as a batch: tokens [batch, T] padded on the left, and mask [batch, T], False on padding."""
+    return prompt_rows(Ragged.of(histories), codes, sid_tokens, bos).left_padded()
 
-    Returns:
-        tokens [batch, T] padded on the left, and mask [batch, T], False on padding.
+
+def prompt_rows(histories: Ragged, codes: np.ndarray, sid_tokens: np.ndarray, bos: int) -> Ragged:
+    """One row a history: the prompt that asks for its next item, the opening token and then the SID of each item.
+
+    Args:
+        histories: rows of item numbers; codes: [items, L]; sid_tokens: [L, K] token ids.
     """
-    depth = codes.shape[1]
-    lengths = np.array([len(h) * depth + 1 for h in histories])
-    width = int(lengths.max())
-    mask = np.arange(width)[None, :] >= (width - lengths)[:, None]
-    tokens = np.full(mask.shape, bos, np.int64)
-    is_code = mask.copy()
-    is_code[np.arange(len(lengths)), width - lengths] = False
-    item_codes = codes[np.concatenate(histories)] if lengths.sum() > len(lengths) else np.empty((0, depth), np.int64)
-    tokens[is_code] = sid_tokens[np.arange(depth), item_codes].ravel()
-    return torch.from_numpy(tokens), torch.from_numpy(mask)
+    sids = sid_rows(codes[histories.flat], sid_tokens)  # of these items alone, for a request comes with few
+    return join(Ragged.same([bos], len(histories)), sids.merged(histories.lengths))

@@ -14,7 +14,7 @@ from torch import Tensor
 from tessera.config import GrpoSettings
 from tessera.decoding.index import CatalogueIndex
 from tessera.policy.backbone import Backbone
-from tessera.policy.cases import Cases
+from tessera.policy.cases import NextItemCases
 from tessera.policy.likelihood import log_probabilities
 from tessera.policy.rewards import Reward
 from tessera.policy.rollouts import roll_out
@@ -65,7 +65,7 @@ def grpo_loss(logp: Tensor, old: Tensor, reference: Tensor, advantage: Tensor, c
 def train(
     backbone: Backbone,
     index: CatalogueIndex,
-    cases: Cases,
+    cases: NextItemCases,
     reward: Reward,
     validate: Callable[[], dict[str, float]],
     settings: GrpoSettings,

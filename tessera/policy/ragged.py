@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Ints = NDArray[np.int64]
 
@@ -32,7 +35,7 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
+    @cached_property  # small batches are taken from many rows, again and again
     def starts(self) -> Ints:
         """[rows] where each row begins."""
         return np.cumsum(self.lengths) - self.lengths
@@ -64,11 +67,24 @@ class Ragged:
         kept = np.minimum(self.lengths, count)
         return _cut(self.flat, self.starts + self.lengths - kept, kept)
 
+    def before(self, elements: Ints, count: int) -> "Ragged":
+        """For each of these elements, numbers into `flat`, the at most `count` in front of it in its row."""
+        kept = np.minimum(self.place[elements], count)
+        return _cut(self.flat, elements - kept, kept)
+
     def merged(self, counts: Ints) -> "Ragged":
         """Fewer, longer rows: the first counts[0] rows make the first, and so on; counts add up to the rows."""
         ends = np.cumsum(counts)
         total = np.concatenate([[0], np.cumsum(self.lengths)])
         return Ragged(self.flat, total[ends] - total[ends - counts])
+
+    def left_padded(self) -> tuple[Tensor, Tensor]:
+        """[rows, T] int64, zeros in front of the shorter rows, and mask [rows, T], False on them."""
+        width = int(self.lengths.max())
+        mask = np.arange(width) >= (width - self.lengths)[:, None]
+        padded = np.zeros(mask.shape, np.int64)
+        padded[mask] = self.flat
+        return torch.from_numpy(padded), torch.from_numpy(mask)
 
 
 def join(*parts: Ragged) -> Ragged:

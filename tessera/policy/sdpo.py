@@ -10,7 +10,7 @@ from torch import Tensor
 from tessera.config import PreferenceSettings
 from tessera.decoding.index import CatalogueIndex
 from tessera.policy.backbone import Backbone
-from tessera.policy.cases import Cases
+from tessera.policy.cases import NextItemCases
 from tessera.policy.likelihood import log_probabilities
 from tessera.policy.rollouts import roll_out
 from tessera.policy.sft import Progress
@@ -34,7 +34,7 @@ def sdpo_loss(logp: Tensor, reference: Tensor, beta: float) -> Tensor:
 def train(
     backbone: Backbone,
     index: CatalogueIndex,
-    cases: Cases,
+    cases: NextItemCases,
     validate: Callable[[], dict[str, float]],
     settings: PreferenceSettings,
     seed: int,

@@ -28,18 +28,12 @@ def rank_prompts(
     order = np.argsort(-prompts.lengths, kind="stable")
     for start in tqdm(range(0, len(order), batch_size), desc=progress, unit="batch", disable=not progress):
         chosen = order[start : start + batch_size]
-        asked = _padded(prompts.take(chosen), recommender.backbone.bos, model.device)
+        tokens, mask = (part.to(model.device) for part in prompts.take(chosen).left_padded())
+        length = mask.sum(1)
+        asked = Prompts(tokens, length, torch.zeros_like(length))
         rows = beam_search(decoder, head, index, asked, k=k, beams=beams).rows.cpu().numpy()
         out[chosen, : rows.shape[1]] = rows
     return out
-
-
-def _padded(prompts: Ragged, fill: int, device: torch.device) -> Prompts:
-    width = int(prompts.lengths.max())
-    tokens = np.full((len(prompts), width), fill, dtype=np.int64)
-    tokens[prompts.owner, prompts.place + (width - prompts.lengths)[prompts.owner]] = prompts.flat
-    length = torch.from_numpy(prompts.lengths).to(device)
-    return Prompts(torch.from_numpy(tokens).to(device), length, torch.zeros_like(length))
 
 
 def task_metrics(

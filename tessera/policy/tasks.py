@@ -75,9 +75,8 @@ def positions(histories: Sequence[np.ndarray], longest: int) -> Cases:
     """Every purchase of every history but the first, after the at most `longest` before it."""
     every = Ragged.of(histories)
     chosen = np.flatnonzero(every.place > 0)
-    place, user = every.place[chosen], every.owner[chosen]
-    before = every.take(user).first(place).last(longest)
-    return Cases(every.flat[chosen], before, np.full(len(chosen), -1), user)
+    before = every.before(chosen, longest)
+    return Cases(every.flat[chosen], before, np.full(len(chosen), -1), every.owner[chosen])
 
 
 def held_out(histories: Sequence[np.ndarray], targets: np.ndarray, longest: int) -> Cases:

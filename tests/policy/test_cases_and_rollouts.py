@@ -13,7 +13,8 @@ from tessera.decoding.forward import FusedDecoder, Prompts
 from tessera.decoding.index import CatalogueIndex
 from tessera.decoding.recommender import Recommender
 from tessera.policy import backbone as backbones
-from tessera.policy.cases import Cases, next_item_cases
+from tessera.policy.cases import NextItemCases, next_item_cases
+from tessera.policy.ragged import Ragged
 from tessera.policy.rollouts import roll_out, rows_of
 
 SIZE = 6
@@ -36,14 +37,14 @@ def test_next_item_cases_by_hand() -> None:
     """Items 0 and 1 have tokens (10, 20) and (11, 21); 7 opens; of a longer history the last two items are read."""
     codes, tokens = np.array([[0, 0], [1, 1]]), np.array([[10, 11], [20, 21]])
     cases = next_item_cases([np.array([0, 1, 1, 0]), np.array([1])], codes, tokens, 7, 2)
-    assert [prompt.tolist() for prompt in cases.prompts] == [
+    assert [prompt.tolist() for prompt in cases.prompts.rows()] == [
         [7, 10, 20], [7, 10, 20, 11, 21], [7, 11, 21, 11, 21],
     ]
     assert cases.targets.tolist() == [1, 1, 0]
 
 
 def test_a_batch_is_padded_on_the_left() -> None:
-    cases = Cases([np.array([7, 1, 2]), np.array([7]), np.array([7, 3])], np.array([4, 5, 6]))
+    cases = NextItemCases(Ragged.of([[7, 1, 2], [7], [7, 3]]), np.array([4, 5, 6]))
     tokens, mask, targets = cases.batch(np.array([2, 0]), CPU)
     assert tokens.tolist() == [[0, 7, 3], [7, 1, 2]]
     assert mask.tolist() == [[False, True, True], [True, True, True]]
@@ -52,7 +53,7 @@ def test_a_batch_is_padded_on_the_left() -> None:
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(1, 3), st.integers(0, 70), st.integers(1, 7))
 def test_every_pass_takes_each_case_once(lengths: list[int], epochs: int, count: int, batch: int) -> None:
-    cases = Cases([np.zeros(n, np.int64) for n in lengths], np.zeros(len(lengths), np.int64))
+    cases = NextItemCases(Ragged.of([[0] * n for n in lengths]), np.zeros(len(lengths), np.int64))
     order = cases.order(epochs, count, batch, seed=0)
     taken = min(count, len(lengths)) or len(lengths)
     assert all(1 <= len(one) <= batch for one in order)
@@ -65,7 +66,7 @@ def test_every_pass_takes_each_case_once(lengths: list[int], epochs: int, count:
 
 def test_batches_hold_prompts_of_like_length_in_any_order() -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 4000)
-    cases = Cases([np.zeros(n, np.int64) for n in lengths], np.zeros(4000, np.int64))
+    cases = NextItemCases(Ragged.of([[0] * n for n in lengths]), np.zeros(4000, np.int64))
     order = cases.order(1, 0, 16, seed=0)
     assert np.mean([np.ptp(lengths[one]) for one in order]) < 10  # of 59
     assert abs(np.corrcoef([lengths[one].mean() for one in order], np.arange(len(order)))[0, 1]) < 0.2

@@ -15,7 +15,7 @@ from tessera.decoding.index import CatalogueIndex
 from tessera.errors import InputError
 from tessera.policy import backbone as backbones
 from tessera.policy import grpo, sdpo, sft, tuning
-from tessera.policy.cases import Cases, next_item_cases
+from tessera.policy.cases import NextItemCases, next_item_cases
 from tessera.policy.likelihood import log_probabilities
 from tessera.policy.rewards import exact_match, reward_function
 from tessera.policy.rollouts import roll_out
@@ -38,7 +38,7 @@ def backbone() -> backbones.Backbone:
 
 
 @pytest.fixture
-def cases(backbone: backbones.Backbone) -> Cases:
+def cases(backbone: backbones.Backbone) -> NextItemCases:
     """Everybody's next item follows from the last one."""
     histories = [np.array([user, user + 6]) for user in range(USERS)]
     return next_item_cases(histories, CODES, backbone.sid_tokens.numpy(), backbone.bos, 3)
@@ -50,7 +50,7 @@ def rising() -> Callable[[], dict[str, float]]:
 
 
 @torch.no_grad()
-def scores(backbone: backbones.Backbone, cases: Cases) -> torch.Tensor:
+def scores(backbone: backbones.Backbone, cases: NextItemCases) -> torch.Tensor:
     """[users, items] log p of every item after every prompt."""
     backbone.model.eval()
     tokens, mask, _ = cases.batch(np.arange(USERS), CPU)
@@ -58,19 +58,19 @@ def scores(backbone: backbones.Backbone, cases: Cases) -> torch.Tensor:
 
 
 def run_grpo(
-    backbone: backbones.Backbone, cases: Cases, work: Path, settings: GrpoSettings = GRPO, seed: int = 0
+    backbone: backbones.Backbone, cases: NextItemCases, work: Path, settings: GrpoSettings = GRPO, seed: int = 0
 ) -> sft.Progress:
     reward = reward_function(settings, ITEM_CODES)
     return grpo.train(backbone, INDEX, cases, reward, rising(), settings, seed, work, "inputs")
 
 
 def run_sdpo(
-    backbone: backbones.Backbone, cases: Cases, work: Path, settings: PreferenceSettings = SDPO, seed: int = 0
+    backbone: backbones.Backbone, cases: NextItemCases, work: Path, settings: PreferenceSettings = SDPO, seed: int = 0
 ) -> sft.Progress:
     return sdpo.train(backbone, INDEX, cases, rising(), settings, seed, work, "inputs")
 
 
-def test_grpo_raises_the_mean_reward(backbone: backbones.Backbone, cases: Cases, tmp_path: Path) -> None:
+def test_grpo_raises_the_mean_reward(backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path) -> None:
     """From about what chance gives, one item in 20, to most rollouts; the targets become the likeliest items."""
     tokens, mask, targets = cases.batch(np.arange(USERS), CPU)
 
@@ -88,7 +88,7 @@ def test_grpo_raises_the_mean_reward(backbone: backbones.Backbone, cases: Cases,
 
 
 def test_the_format_reward_teaches_an_unconstrained_policy_to_write_items(
-    backbone: backbones.Backbone, cases: Cases, tmp_path: Path
+    backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path
 ) -> None:
     """Of 216 SIDs 20 are items: from about a tenth of the rollouts to nearly all."""
     tokens, mask, _ = cases.batch(np.arange(USERS), CPU)
@@ -105,14 +105,14 @@ def test_the_format_reward_teaches_an_unconstrained_policy_to_write_items(
 
 
 def test_grpo_from_beams_brings_the_target_to_the_front(
-    backbone: backbones.Backbone, cases: Cases, tmp_path: Path
+    backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path
 ) -> None:
     """Beams of ten of twenty items: whom a beam misses, the prefix reward leads to the target's neighbours."""
     run_grpo(backbone, cases, tmp_path, replace(GRPO, rollouts="beam", group=10, reward="prefix", epochs=60))
     assert (scores(backbone, cases).argmax(1) == torch.arange(6, 12)).float().mean() > 0.8
 
 
-def test_a_heavy_kl_holds_the_policy(backbone: backbones.Backbone, cases: Cases, tmp_path: Path) -> None:
+def test_a_heavy_kl_holds_the_policy(backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path) -> None:
     """The same run with and without: a hundredth of the divergence, and next to no reward gained."""
     start = scores(backbone, cases).log_softmax(1)
     weights = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
@@ -129,7 +129,7 @@ def test_a_heavy_kl_holds_the_policy(backbone: backbones.Backbone, cases: Cases,
     assert moved(1000.0) < free / 100
 
 
-def test_sdpo_sets_the_targets_apart(backbone: backbones.Backbone, cases: Cases, tmp_path: Path) -> None:
+def test_sdpo_sets_the_targets_apart(backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path) -> None:
     before = scores(backbone, cases)
     progress = run_sdpo(backbone, cases, tmp_path)
     after = scores(backbone, cases)
@@ -139,7 +139,7 @@ def test_sdpo_sets_the_targets_apart(backbone: backbones.Backbone, cases: Cases,
     assert progress.curve[-1]["accuracy"] > 0.95
 
 
-def test_random_negatives_are_all_other_items_alike(backbone: backbones.Backbone, cases: Cases) -> None:
+def test_random_negatives_are_all_other_items_alike(backbone: backbones.Backbone, cases: NextItemCases) -> None:
     tokens, mask, targets = cases.batch(np.arange(USERS), CPU)
     settings, generator = replace(SDPO, negatives=4000), torch.Generator().manual_seed(0)
     drawn = sdpo.negatives(backbone, INDEX, tokens, mask, targets, settings, generator)
@@ -151,7 +151,7 @@ def test_random_negatives_are_all_other_items_alike(backbone: backbones.Backbone
         assert others.max() < 280
 
 
-def test_beam_negatives_are_the_likeliest_wrong_items(backbone: backbones.Backbone, cases: Cases) -> None:
+def test_beam_negatives_are_the_likeliest_wrong_items(backbone: backbones.Backbone, cases: NextItemCases) -> None:
     tokens, mask, targets = cases.batch(np.arange(USERS), CPU)
     ranked = scores(backbone, cases).argsort(dim=1, descending=True)
     expected = [[item for item in row if item != target] for row, target in zip(ranked.tolist(), targets, strict=True)]
@@ -168,7 +168,7 @@ def test_beam_negatives_are_the_likeliest_wrong_items(backbone: backbones.Backbo
 
 @pytest.mark.parametrize("run", [run_grpo, run_sdpo])
 def test_a_stopped_run_ends_as_an_undisturbed_one(
-    run: Callable, backbone: backbones.Backbone, cases: Cases, stop_early: Callable, tmp_path: Path
+    run: Callable, backbone: backbones.Backbone, cases: NextItemCases, stop_early: Callable, tmp_path: Path
 ) -> None:
     start = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
 
@@ -201,7 +201,7 @@ class Counting(torch.optim.AdamW):
 
 
 def test_steps_updates_and_rates(
-    backbone: backbones.Backbone, cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six cases in batches of four, 20 passes: 40 steps, two updates each; the rate rises over the first two steps."""
     Counting.rates = []
@@ -211,14 +211,14 @@ def test_steps_updates_and_rates(
     assert [point["epoch"] for point in progress.curve] == [0, 30, 40]
 
 
-def test_a_pass_may_take_some_of_the_cases(backbone: backbones.Backbone, cases: Cases, tmp_path: Path) -> None:
+def test_a_pass_may_take_some_of_the_cases(backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path) -> None:
     assert run_grpo(backbone, cases, tmp_path / "a", replace(GRPO, batch=2, cases=4, epochs=3)).epoch == 6
     assert run_sdpo(backbone, cases, tmp_path / "b", replace(SDPO, batch=2, cases=4, epochs=3)).epoch == 6
 
 
 @pytest.mark.parametrize(("answers", "best"), [([0.3, 0.2, 0.1], 0), ([0.3, 0.5, 0.4], 20), ([0.1, 0.1, 0.2], 40)])
 def test_the_best_weights_stay(
-    backbone: backbones.Backbone, cases: Cases, tmp_path: Path, answers: list[float], best: int
+    backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path, answers: list[float], best: int
 ) -> None:
     """Of the start and two validations; the start's where none was better."""
     given, seen = iter(answers), []
@@ -248,7 +248,7 @@ def test_the_reference_takes_the_models_place_and_leaves_it() -> None:
 
 
 def test_the_kl_is_to_the_start_and_not_to_the_last_step(
-    backbone: backbones.Backbone, cases: Cases, tmp_path: Path
+    backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path
 ) -> None:
     progress = run_grpo(backbone, cases, tmp_path, replace(GRPO, kl=0.0, epochs=40, validate_every=1))
     curve = [point["kl"] for point in progress.curve[1:]]
@@ -262,7 +262,7 @@ def test_the_kl_is_to_the_start_and_not_to_the_last_step(
      {"learning_rate": 1e-3}, {"rollouts": "beam"}],
 )
 def test_each_setting_tells(
-    backbone: backbones.Backbone, cases: Cases, tmp_path: Path, changed: dict[str, object]
+    backbone: backbones.Backbone, cases: NextItemCases, tmp_path: Path, changed: dict[str, object]
 ) -> None:
     start = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
     base = replace(GRPO, epochs=8, updates=3 if "updates" in changed else 1, reward="prefix")

@@ -24,6 +24,8 @@ def test_rows_are_taken_cut_and_merged_like_lists(rows: list[list[int]], data: s
     assert lists(ragged.last(count)) == [row[max(0, len(row) - count) :] for row in rows]
     numbers = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=9)) if rows else []
     assert lists(ragged.take(np.array(numbers, dtype=np.int64))) == [rows[n] for n in numbers]
+    every = np.arange(len(ragged.flat))
+    assert lists(ragged.before(every, count)) == [row[max(0, n - count) : n] for row in rows for n in range(len(row))]
     split = data.draw(st.integers(0, len(rows)))
     merged = ragged.merged(np.array([split, 0, len(rows) - split]))
     parts = rows[:split], [], rows[split:]
@@ -44,3 +46,9 @@ def test_a_limit_of_its_own_for_each_row() -> None:
     ragged = Ragged.of([[1, 2, 3], [4, 5], []])
     assert lists(ragged.first(np.array([1, 9, 2]))) == [[1], [4, 5], []]
     assert lists(Ragged.same([7, 8], 2)) == [[7, 8], [7, 8]]
+
+
+def test_padding_stands_on_the_left() -> None:
+    padded, mask = Ragged.of([[1, 2, 3], [], [4, 5]]).left_padded()
+    assert padded.tolist() == [[1, 2, 3], [0, 0, 0], [0, 4, 5]]
+    assert mask.tolist() == [[True] * 3, [False] * 3, [False, True, True]]
