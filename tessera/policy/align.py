@@ -24,8 +24,8 @@ from tessera.policy import distributed, grpo, labels, sdpo
 from tessera.policy.backbone import with_lora
 from tessera.policy.bundle import KIND, load_policy, save_policy
 from tessera.policy.cases import NextItemCases, next_item_cases
+from tessera.policy.checkpoints import Progress
 from tessera.policy.rewards import reward_function
-from tessera.policy.sft import Progress
 from tessera.schema import read_table
 from tessera.tokenizer.collaborative import lightgcn
 

@@ -15,10 +15,10 @@ from tessera.config import GrpoSettings
 from tessera.decoding.index import CatalogueIndex
 from tessera.policy.backbone import Backbone
 from tessera.policy.cases import NextItemCases
+from tessera.policy.checkpoints import Progress
 from tessera.policy.likelihood import log_probabilities
 from tessera.policy.rewards import Reward
 from tessera.policy.rollouts import roll_out
-from tessera.policy.sft import Progress
 from tessera.policy.tuning import Reference, generator_of, precision, tune
 
 

@@ -6,42 +6,26 @@ One autoregressive loss, the mean over all target positions of all tasks, no wei
 training history is a target.
 """
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from tessera.config import PolicySettings
-from tessera.errors import InputError
-from tessera.files import read_json, replacing, write_json
-from tessera.policy import distributed
+from tessera.policy import checkpoints, distributed
 from tessera.policy.backbone import Backbone, add_dropout
+from tessera.policy.checkpoints import BEST, Progress
 from tessera.policy.data import IGNORE, TEXT, Packed, pack_examples, sequences, sid_rows, windows
 from tessera.policy.mixture import Mixture
 
 log = logging.getLogger(__name__)
-STATE, WEIGHTS, BEST, MOMENTS = "state.json", "weights.safetensors", "best.safetensors", "moments.safetensors"
-
-
-@dataclass
-class Progress:
-    """Where training stands; written with every checkpoint."""
-
-    fingerprint: str
-    epoch: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 def sid_loss(backbone: Backbone, batch: Packed, label_smoothing: float = 0.0) -> Tensor:
@@ -113,7 +97,7 @@ def train(
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
     )
-    progress = resumed(work, fingerprint, trained, optimizer)
+    progress = checkpoints.resumed(work, fingerprint, trained, optimizer)
     sid_tokens = backbone.sid_tokens.numpy(force=True)
     alone = sequences(windows(histories, settings.max_history + 1), sid_rows(codes, sid_tokens), backbone.bos)
     tasks = mixture.tasks if mixture else ("next",)
@@ -138,12 +122,12 @@ def train(
         if measured["ndcg@10"] > progress.best:
             progress.best, progress.best_epoch = measured["ndcg@10"], progress.epoch
             if first:
-                _save_tensors(work / BEST, {name: p.detach() for name, p in trained.items()})
+                checkpoints.save(work / BEST, trained)
         if first:
-            _checkpoint(work, progress, trained, optimizer)
+            checkpoints.write(work, progress, trained, optimizer)
     bar.close()
     if first and (work / BEST).exists():
-        _load_weights(trained, load_file(work / BEST))
+        checkpoints.load(trained, load_file(work / BEST))
     distributed.copy_from_first(trained.values())
     model.eval()
     log.info("policy trained: epoch %d of %d was best, on %s", progress.best_epoch, progress.epoch, device)
@@ -206,69 +190,3 @@ def _schedule(epoch: float, epochs: int) -> float:
     if done < 0.04:
         return (done + 1e-3) / 0.041
     return 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (done - 0.04) / 0.96)))
-
-
-def _checkpoint(
-    work: Path, progress: Progress, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> None:
-    state = optimizer.state
-    moments = {f"{key}.{n}": state[p][key] for n, p in trained.items() for key in ("exp_avg", "exp_avg_sq", "step")}
-    _save_tensors(work / f"{progress.epoch}.{WEIGHTS}", {name: p.detach() for name, p in trained.items()})
-    _save_tensors(work / f"{progress.epoch}.{MOMENTS}", moments)
-    write_json(work / STATE, progress.__dict__)  # last: it names the checkpoint that counts
-    for old in [*work.glob(f"*.{WEIGHTS}"), *work.glob(f"*.{MOMENTS}")]:
-        if not old.name.startswith(f"{progress.epoch}."):
-            old.unlink()
-
-
-def resumed(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
-    """Where an earlier run with this fingerprint stood: its weights and moments are in place, in every process."""
-    progress = Progress(**distributed.from_first(lambda: _resume(work, fingerprint, trained, optimizer).__dict__))
-    distributed.copy_from_first(trained.values())
-    if progress.epoch and distributed.together():
-        for parameter in trained.values():
-            state = optimizer.state[parameter]
-            state.setdefault("step", torch.zeros(()))
-            for name in ("exp_avg", "exp_avg_sq"):
-                state.setdefault(name, torch.zeros_like(parameter))
-            distributed.copy_from_first(state[name] for name in ("step", "exp_avg", "exp_avg_sq"))
-    return progress
-
-
-def _resume(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        state = read_json(work / STATE) if (work / STATE).exists() else {}
-        if state.get("fingerprint") != fingerprint:
-            return _afresh(work, fingerprint)
-        progress = Progress(**state)
-        weights, moments = (load_file(work / f"{progress.epoch}.{name}") for name in (WEIGHTS, MOMENTS))
-    except (InputError, OSError, SafetensorError) as error:
-        log.warning("the checkpoint in %s is damaged (%s); training starts anew", work, error)
-        return _afresh(work, fingerprint)
-    _load_weights(trained, weights)
-    for name, parameter in trained.items():
-        optimizer.state[parameter] = {
-            "step": moments[f"step.{name}"],  # AdamW counts steps on the CPU
-            "exp_avg": moments[f"exp_avg.{name}"].to(parameter.device),
-            "exp_avg_sq": moments[f"exp_avg_sq.{name}"].to(parameter.device),
-        }
-    log.info("resuming policy training after epoch %d: %s", progress.epoch, json.dumps(progress.curve[-1]))
-    return progress
-
-
-def _afresh(work: Path, fingerprint: str) -> Progress:
-    for old in work.iterdir():
-        old.unlink()
-    return Progress(fingerprint)
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
-
-
-def _load_weights(trained: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(saved[name])

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from tessera.policy import distributed, sft
-from tessera.policy.sft import Progress
+from tessera.policy import checkpoints, distributed
+from tessera.policy.checkpoints import BEST, Progress
 
 log = logging.getLogger(__name__)
 WARMUP = 0.05
@@ -86,7 +86,8 @@ def tune(
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
     reference = Reference(trained)
     optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    progress, steps, first = sft.resumed(work, fingerprint, trained, optimizer), len(order), distributed.first()
+    progress = checkpoints.resumed(work, fingerprint, trained, optimizer)
+    steps, first = len(order), distributed.first()
     if not progress.curve:
         measured = distributed.from_first(validate)
         progress.best = measured[DECIDES]
@@ -115,12 +116,12 @@ def tune(
         if measured[DECIDES] > progress.best:
             progress.best, progress.best_epoch = measured[DECIDES], progress.epoch
             if first:
-                sft._save_tensors(work / sft.BEST, {key: p.detach() for key, p in trained.items()})
+                checkpoints.save(work / BEST, trained)
         if first:
-            sft._checkpoint(work, progress, trained, optimizer)
+            checkpoints.write(work, progress, trained, optimizer)
     bar.close()
     if first:
-        sft._load_weights(trained, load_file(work / sft.BEST) if progress.best_epoch else reference.start)
+        checkpoints.load(trained, load_file(work / BEST) if progress.best_epoch else reference.start)
     distributed.copy_from_first(trained.values())
     log.info("%s: step %d of %d was best", name, progress.best_epoch, progress.epoch)
     return progress

@@ -11,7 +11,7 @@ import pytest
 
 from tessera.bundle import load_manifest
 from tessera.config import EvaluationSettings, PolicySettings, TokenizerSettings
-from tessera.policy import fit, sft
+from tessera.policy import checkpoints, fit, sft
 from tessera.schema import SCHEMAS, write_table
 from tessera.tokenizer import fit as tokenizer_fit
 
@@ -113,7 +113,7 @@ class _Stopped(Exception):
 @pytest.fixture
 def stop_early(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
     """Run a training until its first checkpoint is written, then fail."""
-    write = sft._checkpoint
+    write = checkpoints.write
 
     def stop(*args: Any) -> None:
         write(*args)
@@ -121,7 +121,7 @@ def stop_early(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]],
 
     def run(training: Callable[[], Any]) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(sft, "_checkpoint", stop)
+            patch.setattr(checkpoints, "write", stop)
             with pytest.raises(_Stopped):
                 training()
 

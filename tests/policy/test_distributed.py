@@ -16,7 +16,7 @@ import pytest
 from tessera.bundle import load_manifest
 from tessera.config import GrpoSettings, PolicySettings, PreferenceSettings, Settings, save_settings
 from tessera.decoding.recommender import Recommender
-from tessera.policy import distributed, sft, train
+from tessera.policy import checkpoints, distributed, train
 from tessera.schema import SCHEMAS, read_table, write_table
 
 # Five cases a batch, so that one process gets more of them than the other; the last batch has two.
@@ -84,14 +84,14 @@ def alone(commands: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _interrupted(command: dict[str, str]) -> None:
     """Supervised training that ends with its first checkpoint."""
-    checkpoint = sft._checkpoint
+    write = checkpoints.write
 
     def stop(*args: Any) -> None:
-        checkpoint(*args)
+        write(*args)
         raise InterruptedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft, "_checkpoint", stop)
+        patch.setattr(checkpoints, "write", stop)
         with pytest.raises(InterruptedError):
             train.sft(**{name: Path(value) for name, value in command.items() if name != "command"})
 

@@ -20,7 +20,7 @@ from tessera.bundle import load_manifest
 from tessera.config import PolicySettings
 from tessera.decoding.recommender import Recommender
 from tessera.errors import BundleError, InputError
-from tessera.policy import sft
+from tessera.policy import checkpoints
 from tessera.schema import SCHEMAS, read_table, write_table
 
 CHILD = """
@@ -50,7 +50,7 @@ def test_killed_and_run_again_ends_as_undisturbed(
         [sys.executable, "-c", CHILD, str(toy.folder), str(out), json.dumps(dataclasses.asdict(quick))],
         stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    state, deadline = out / "work" / sft.STATE, time.monotonic() + 120
+    state, deadline = out / "work" / checkpoints.STATE, time.monotonic() + 120
     while not state.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_a_checkpoint_serves_its_own_inputs_only(
     assert epochs_run == list(range(1 if change == "nothing" else 0, quick.epochs))
 
 
-@pytest.mark.parametrize("name", [f"1.{sft.WEIGHTS}", f"1.{sft.MOMENTS}", sft.STATE])
+@pytest.mark.parametrize("name", [f"1.{checkpoints.WEIGHTS}", f"1.{checkpoints.MOMENTS}", checkpoints.STATE])
 def test_a_truncated_checkpoint_is_no_checkpoint(
     name: str, toy: Any, undisturbed: dict[str, Any], stop_early: Callable, epochs_run: list[int]
 ) -> None:

@@ -14,8 +14,9 @@ from tessera.config import GrpoSettings, PolicySettings, PreferenceSettings, pre
 from tessera.decoding.index import CatalogueIndex
 from tessera.errors import InputError
 from tessera.policy import backbone as backbones
-from tessera.policy import grpo, sdpo, sft, tuning
+from tessera.policy import grpo, sdpo, tuning
 from tessera.policy.cases import NextItemCases, next_item_cases
+from tessera.policy.checkpoints import Progress
 from tessera.policy.likelihood import log_probabilities
 from tessera.policy.rewards import exact_match, reward_function
 from tessera.policy.rollouts import roll_out
@@ -59,14 +60,14 @@ def scores(backbone: backbones.Backbone, cases: NextItemCases) -> torch.Tensor:
 
 def run_grpo(
     backbone: backbones.Backbone, cases: NextItemCases, work: Path, settings: GrpoSettings = GRPO, seed: int = 0
-) -> sft.Progress:
+) -> Progress:
     reward = reward_function(settings, ITEM_CODES)
     return grpo.train(backbone, INDEX, cases, reward, rising(), settings, seed, work, "inputs")
 
 
 def run_sdpo(
     backbone: backbones.Backbone, cases: NextItemCases, work: Path, settings: PreferenceSettings = SDPO, seed: int = 0
-) -> sft.Progress:
+) -> Progress:
     return sdpo.train(backbone, INDEX, cases, rising(), settings, seed, work, "inputs")
 
 
