@@ -8,13 +8,12 @@ vector q must rebuild c and, by a linear map, the backbone's embedding t of the 
     L = ||c - c'||^2 + L_codebook + beta L_commit + alpha L_align,    L_align = ||W q - t||^2.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from tessera.config import TokenizerSettings
 from tessera.tokenizer.kmeans import lookup
-from tessera.tokenizer.rqvae import RQVAE, Losses, no_terms, residual_terms
+from tessera.tokenizer.rqvae import RQVAE, Losses, network, no_terms, residual_terms
 
 
 class AlignedRQVAE(RQVAE):
@@ -24,25 +23,15 @@ class AlignedRQVAE(RQVAE):
     have both, without pulling at them. That is not in the paper; without it a new item would get no SID.
     """
 
-    def __init__(
-        self,
-        text_dim: int,
-        image_dim: int,
-        projected_dim: int,
-        fused_dim: int,
-        hidden_dim: int,
-        latent_dim: int,
-        levels: int,
-        size: int,
-        alpha: float = 1.0,
-    ) -> None:
-        super().__init__(text_dim, image_dim, projected_dim, fused_dim, hidden_dim, latent_dim, levels, size)
+    def __init__(self, settings: TokenizerSettings, text_dim: int, image_dim: int) -> None:
+        super().__init__(settings, text_dim, image_dim)
+        s = settings
         self.fusion = nn.Identity()  # type: ignore[assignment]  # text does not enter the codes
-        self.encoder = _network(image_dim, hidden_dim, latent_dim)
-        self.decoder = _network(latent_dim, hidden_dim, image_dim)
-        self.from_text = _network(text_dim, hidden_dim, latent_dim)
-        self.to_text = nn.Linear(latent_dim, text_dim)
-        self.alpha = alpha
+        self.encoder = network(image_dim, s.hidden_dim, s.latent_dim)
+        self.decoder = network(s.latent_dim, s.hidden_dim, image_dim)
+        self.from_text = network(text_dim, s.hidden_dim, s.latent_dim)
+        self.to_text = nn.Linear(s.latent_dim, text_dim)
+        self.alpha = s.alignment
 
     def latents(self, x: Tensor, has_image: Tensor) -> Tensor:
         """x = [t; c] [N, Dt + Dc], has_image [N] -> the encoder's z of c [N, D], h(t) where there is no c."""
@@ -72,7 +61,3 @@ class AlignedRQVAE(RQVAE):
 def alignment_loss(mapped: Tensor, text: Tensor) -> Tensor:
     """L_align = mean over items of ||W q_i - t_i||^2; mapped W q and text t, both [N, Dt]."""
     return (mapped - text).square().sum(1).mean()
-
-
-def _network(inner: int, hidden: int, outer: int) -> Any:
-    return nn.Sequential(nn.Linear(inner, hidden), nn.GELU(), nn.Linear(hidden, outer))

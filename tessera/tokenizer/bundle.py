@@ -38,10 +38,8 @@ def build(settings: TokenizerSettings, text_dim: int, image_dim: int) -> RQVAE |
     clustered: dict[str, type[RQKMeans]] = {"rqkmeans": RQKMeans, "rqkmeans_balanced": BalancedRQKMeans, "opq": OPQ}
     if s.method in clustered:
         return clustered[s.method](text_dim, image_dim, s.latent_dim, s.levels, s.codebook_size)
-    widths = (text_dim, image_dim, s.image_dim, s.fused_dim, s.hidden_dim, s.latent_dim, s.levels, s.codebook_size)
-    if s.method == "aligned":
-        return AlignedRQVAE(*widths, s.alignment)
-    return RQKMeansPlus(*widths) if s.method == "rqkmeans_plus" else RQVAE(*widths)
+    learned = {"rqvae": RQVAE, "rqkmeans_plus": RQKMeansPlus, "aligned": AlignedRQVAE}
+    return learned[s.method](s, text_dim, image_dim)
 
 
 class Tokenizer:

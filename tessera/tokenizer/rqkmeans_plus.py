@@ -8,6 +8,7 @@ step already stands where RQ-KMeans ends, and training bends latents and codes f
 import torch
 from torch import Tensor, nn
 
+from tessera.config import TokenizerSettings
 from tessera.tokenizer.rqkmeans import RQKMeans
 from tessera.tokenizer.rqvae import RQVAE
 
@@ -18,19 +19,9 @@ class RQKMeansPlus(RQVAE):
     warmup = 0.0
     basis: Tensor
 
-    def __init__(
-        self,
-        text_dim: int,
-        image_dim: int,
-        projected_dim: int,
-        fused_dim: int,
-        hidden_dim: int,
-        latent_dim: int,
-        levels: int,
-        size: int,
-    ) -> None:
-        super().__init__(text_dim, image_dim, projected_dim, fused_dim, hidden_dim, latent_dim, levels, size)
-        self.register_buffer("basis", torch.zeros(text_dim + image_dim, latent_dim))
+    def __init__(self, settings: TokenizerSettings, text_dim: int, image_dim: int) -> None:
+        super().__init__(settings, text_dim, image_dim)
+        self.register_buffer("basis", torch.zeros(text_dim + image_dim, settings.latent_dim))
         for network in (self.encoder, self.decoder):
             nn.init.zeros_(network[-1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(network[-1].bias)  # type: ignore[arg-type]

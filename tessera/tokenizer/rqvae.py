@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tessera.config import TokenizerSettings
 from tessera.tokenizer.fusion import Balance, Fusion
 from tessera.tokenizer.kmeans import lookup, quantize, residual_kmeans, squared_distances
 
@@ -36,25 +37,14 @@ class RQVAE(nn.Module):
     # Share of the epochs in which the autoencoder learns alone, so that k-means sees latents that mean something.
     warmup = 0.1
 
-    def __init__(
-        self,
-        text_dim: int,
-        image_dim: int,
-        projected_dim: int,
-        fused_dim: int,
-        hidden_dim: int,
-        latent_dim: int,
-        levels: int,
-        size: int,
-    ) -> None:
+    def __init__(self, settings: TokenizerSettings, text_dim: int, image_dim: int) -> None:
         super().__init__()
+        s = settings
         self.balance = Balance(text_dim, image_dim)
-        self.fusion = Fusion(text_dim, image_dim, projected_dim, fused_dim)
-        self.encoder = nn.Sequential(nn.Linear(fused_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, latent_dim))
-        self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, text_dim + image_dim)
-        )
-        self.codebooks = nn.Parameter(torch.zeros(levels, size, latent_dim))
+        self.fusion = Fusion(text_dim, image_dim, s.image_dim, s.fused_dim)
+        self.encoder = network(s.fused_dim, s.hidden_dim, s.latent_dim)
+        self.decoder = network(s.latent_dim, s.hidden_dim, text_dim + image_dim)
+        self.codebooks = nn.Parameter(torch.zeros(s.levels, s.codebook_size, s.latent_dim))
 
     def latents(self, x: Tensor, has_image: Tensor) -> Tensor:
         """Balanced inputs x [N, Dt + Di], has_image [N] -> z [N, D]."""
@@ -86,6 +76,11 @@ class RQVAE(nn.Module):
         """K-means initialisation of every level on the latents of all items."""
         levels, size, _ = self.codebooks.shape
         self.codebooks.copy_(residual_kmeans(self.latents(x, has_image), levels, size, generator))
+
+
+def network(inner: int, hidden: int, outer: int) -> nn.Sequential:
+    """One hidden layer: [N, inner] -> [N, outer]."""
+    return nn.Sequential(nn.Linear(inner, hidden), nn.GELU(), nn.Linear(hidden, outer))
 
 
 def residual_terms(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,8 @@ from tessera.tokenizer.bundle import Tokenizer
 
 def model(alpha: float = 1.0) -> AlignedRQVAE:
     torch.manual_seed(0)
-    made = AlignedRQVAE(3, 4, 1, 1, 6, 2, 2, 4, alpha)
+    sizes = {"image_dim": 1, "fused_dim": 1, "hidden_dim": 6, "latent_dim": 2, "levels": 2, "codebook_size": 4}
+    made = AlignedRQVAE(TokenizerSettings(**sizes, alignment=alpha), 3, 4)
     with torch.no_grad():
         made.codebooks.copy_(torch.randn(2, 4, 2))
     return made

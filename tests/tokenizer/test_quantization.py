@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessera.config import TokenizerSettings
 from tessera.tokenizer.kmeans import kmeans, lookup, quantize, residual_kmeans, squared_distances
 from tessera.tokenizer.rqvae import RQVAE, Losses, residual_terms
 
@@ -61,7 +62,8 @@ def test_terms_are_means_over_items() -> None:
 
 def test_straight_through_gives_the_encoder_the_decoders_gradient() -> None:
     torch.manual_seed(0)
-    model = RQVAE(text_dim=4, image_dim=0, projected_dim=1, fused_dim=4, hidden_dim=6, latent_dim=2, levels=2, size=2)
+    sizes = TokenizerSettings(fused_dim=4, hidden_dim=6, latent_dim=2, levels=2, codebook_size=2)
+    model = RQVAE(sizes, text_dim=4, image_dim=0)
     with torch.no_grad():
         model.codebooks.copy_(BOOKS)
     x, none = torch.randn(5, 4), torch.zeros(5, dtype=torch.bool)
@@ -77,7 +79,7 @@ def test_straight_through_gives_the_encoder_the_decoders_gradient() -> None:
 
 
 def test_missing_image_is_not_part_of_the_reconstruction_loss() -> None:
-    model = RQVAE(text_dim=1, image_dim=1, projected_dim=1, fused_dim=2, hidden_dim=2, latent_dim=2, levels=1, size=2)
+    model = RQVAE(TokenizerSettings(), text_dim=1, image_dim=1)
     x, rebuilt = torch.tensor([[1.0, 3.0], [1.0, 0.0]]), torch.zeros(2, 2)
     # With images: 1 + 9; without one: 1 only, whatever the decoder says of the image. Mean 5.5.
     rebuilt[1, 1] = 7.0

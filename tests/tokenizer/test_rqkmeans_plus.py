@@ -10,11 +10,13 @@ from tessera.tokenizer.kmeans import quantize
 from tessera.tokenizer.rqkmeans import RQKMeans
 from tessera.tokenizer.rqkmeans_plus import RQKMeansPlus
 
+SETTINGS = TokenizerSettings(image_dim=3, fused_dim=7, hidden_dim=9, latent_dim=5, levels=3, codebook_size=8)
+
 
 def test_the_start_is_rqkmeans() -> None:
     x, seen = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)), torch.ones(200, dtype=torch.bool)
     start = RQKMeans(6, 4, 5, 3, 8).fit(x, torch.Generator().manual_seed(1))
-    model = RQKMeansPlus(6, 4, 3, 7, 9, 5, 3, 8)
+    model = RQKMeansPlus(SETTINGS, 6, 4)
     model.initialise(x, seen, torch.Generator().manual_seed(1))
     assert torch.equal(model.latents(x, seen), start.latents(x, seen))
     codes, quantized = quantize(start.latents(x, seen), start.codebooks)
@@ -25,7 +27,7 @@ def test_the_start_is_rqkmeans() -> None:
 def test_all_of_it_learns() -> None:
     """Gradients reach both networks from their zero start; the codes are means of their members and so at rest."""
     x, seen = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)), torch.ones(200, dtype=torch.bool)
-    model = RQKMeansPlus(6, 4, 3, 7, 9, 5, 3, 8)
+    model = RQKMeansPlus(SETTINGS, 6, 4)
     model.initialise(x, seen, torch.Generator().manual_seed(1))
     model.losses(x, seen).total(0.25).backward()
     for weight in (model.encoder[-1].weight, model.decoder[-1].weight):
