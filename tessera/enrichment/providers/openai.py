@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -34,7 +35,7 @@ class _PassingError(Exception):
         self.after_s, self.unreachable = after_s, unreachable
 
 
-class Endpoint(Generic[T]):
+class Endpoint(ABC, Generic[T]):
     """What chat and embeddings share: a batch is in flight at once, `concurrency` requests at a time.
 
     A request is tried `retries` further times, waiting exponentially longer with jitter, or as long as Retry-After
@@ -62,13 +63,13 @@ class Endpoint(Generic[T]):
         """
         return _run_anywhere(self._complete(requests))
 
+    @abstractmethod
     def body(self, request: ModelRequest) -> dict[str, Any]:
         """The request as JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, response: "httpx.Response") -> T | Failure:
         """The answer in a successful response; raises _PassingError where there is none."""
-        raise NotImplementedError
 
     async def _complete(self, requests: Sequence[ModelRequest]) -> list[T | Failure]:
         import httpx
