@@ -5,18 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.quality.store import key_of
 from benchmarks.quality.systems import Budget, System
 from benchmarks.quality.world import World
 from tessera.bundle import load_manifest
 from tessera.config import GrpoSettings, PolicySettings, PreferenceSettings, Settings, TokenizerSettings, to_json
+from tessera.enrichment.branches import branch_settings
 from tessera.files import read_json, write_json
 from tessera.policy import align
 from tessera.policy import fit as policy_fit
 from tessera.policy.mixture import TMT_GROUPS, tasks_of
-from tessera.schema import read_table
 from tessera.tokenizer import fit as tokenizer_fit
 
 SFT = ("enrichment", "tokenizer", "policy")
@@ -37,10 +35,8 @@ class Plan:
 
 def plan(system: System, settings: Settings, budget: Budget, world: World, seed: int) -> Plan:
     """What training this system means."""
-    tokenizer = replace(settings.tokenizer, **{**budget.tokenizer, **system.tokenizer})
-    # Collaborative vectors stand in the column of the images.
-    with_vectors = system.branch in ("image", "both") or tokenizer.method == "aligned"
-    tokenizer = replace(tokenizer, use_images=with_vectors)
+    tokenizer = branch_settings(settings, system.branch).tokenizer
+    tokenizer = replace(tokenizer, **{**budget.tokenizer, **system.tokenizer})
     policy = replace(settings.policy, **{**budget.policy, **system.policy})
     if not world.pictured and policy.tasks != "next":
         # Tasks about what photos show have no example in a catalogue without any.
@@ -63,17 +59,13 @@ def train(plan: Plan, settings: Settings, world: World) -> tuple[Path, dict[str,
     bundle, seconds = _supervised(plan, settings, world)
     if plan.align is None:
         return bundle, seconds
-    branch, folder = plan.system.branch, _folder(plan.whole, world)
-    out, work = folder / "policy", folder / "training"
-    if isinstance(plan.align, PreferenceSettings):
-        metrics = align.run_preference(bundle, world.splits, out, plan.align, settings.evaluation, plan.seed, work)
-    else:
-        vectors = _collaborative(world, plan) if plan.align.reward == "collaborative" else None
-        metrics = align.run_grpo(
-            bundle, world.splits, out, plan.align, settings.evaluation, plan.seed, work,
-            quality=world.quality(branch), intents=world.intents(branch), vectors=vectors,
-        )
-    return out, seconds | {"align": _clocked(folder, "align", metrics["seconds"])}
+    kind, branch, folder = plan.system.align, plan.system.branch, _folder(plan.whole, world)
+    changes: dict[str, Any] = {"alignment": kind, kind: plan.align, "seed": plan.seed}
+    metrics = align.run(
+        bundle, world.splits, world.quality(branch), world.intents(branch), folder / "policy",
+        replace(settings, **changes), folder / "training",
+    )
+    return folder / "policy", seconds | {"align": _clocked(folder, "align", metrics["seconds"])}
 
 
 def align_gain(plan: Plan, world: World) -> dict[str, Any]:
@@ -88,30 +80,22 @@ def align_gain(plan: Plan, world: World) -> dict[str, Any]:
 def _supervised(plan: Plan, settings: Settings, world: World) -> tuple[Path, dict[str, float]]:
     system, folder = plan.system, _folder(plan.sft, world)
     branch, words = system.branch, system.words
-    if plan.tokenizer.method == "aligned":
-        embeddings = world.collaborative(branch, words, plan.seed)
-    elif system.grounded:
-        embeddings = world.grounded(branch, words, plan.seed)
-    else:
-        embeddings = world.embeddings(branch, words)
+    chosen = replace(
+        settings, tokenizer=plan.tokenizer, space="grounded" if system.grounded else "content", seed=plan.seed
+    )
+    related, weights = world.related(branch, words, chosen)
     tokenizer, sids = folder / "tokenizer", folder / "sids.parquet"
-    tokenizer_fit.run(embeddings, tokenizer, sids, plan.tokenizer, plan.seed, folder / "fitting")
+    tokenizer_fit.run(related, tokenizer, sids, plan.tokenizer, plan.seed, folder / "fitting", weights)
     metrics = policy_fit.run(
         world.items, world.splits, sids, tokenizer, folder / "policy", plan.policy, settings.evaluation, plan.seed,
-        folder / "training", world.captions(), world.intents(branch), embeddings if system.grounded else None,
+        folder / "training", world.captions(), world.intents(branch),
+        world.embeddings(branch, words) if plan.policy.hybrid_prefix else None,
     )
     return folder / "policy", {"policy": _clocked(folder, "policy", metrics["seconds"])}
 
 
 def _folder(key: str, world: World) -> Path:
     return world.folder / "policies" / key
-
-
-def _collaborative(world: World, plan: Plan) -> dict[str, np.ndarray]:
-    """LightGCN's vector of every item that was bought in training."""
-    table = read_table("embeddings", world.collaborative(plan.system.branch, plan.system.words, plan.seed))
-    rows = zip(table["item_id"].to_pylist(), table["image"].to_pylist(), strict=True)
-    return {item: np.array(vector, np.float32) for item, vector in rows if vector is not None}
 
 
 def _clocked(folder: Path, stage: str, seconds: float) -> float:

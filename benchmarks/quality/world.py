@@ -1,9 +1,8 @@
 """What all systems share: one catalogue, its enrichments and its split, each made when it is first asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -12,20 +11,19 @@ from benchmarks.quality.store import key_of
 from benchmarks.quality.systems import Words
 from pipelines.local import source_digest
 from tessera.catalog import ingest
-from tessera.config import Settings, to_json
+from tessera.config import Settings, relation, to_json
 from tessera.enrichment import stages
 from tessera.enrichment.branches import Branch, branch_settings
-from tessera.enrichment.embedding import run_knowledge
 from tessera.files import replacing
 from tessera.schema import read_table, write_table
-from tessera.tokenizer import collaborative, grounding
+from tessera.tokenizer import relations
 
 
 @dataclass(frozen=True)
 class World:
     """settings: of the run, whose enrichment and source all systems have; folder: of everything that is computed.
 
-    Tables are files named by what made them; one that is there is used.
+    Tables and weights are files named by what made them; one that is there is used.
     """
 
     settings: Settings
@@ -59,12 +57,6 @@ class World:
     def splits(self) -> Path:
         """The split that all systems train on and are measured on."""
         return self.home / "split.parquet"
-
-    @property
-    def truth(self) -> Path | None:
-        """The shop's true intents."""
-        path = self.home / "truth.parquet"
-        return path if path.exists() else None
 
     @property
     def pictured(self) -> bool:
@@ -118,30 +110,24 @@ class World:
 
         return self._made("embeddings", [settings.enrichment.use_captions, words], make)
 
-    def collaborative(self, branch: Branch, words: Words, seed: int) -> Path:
-        """The embeddings with collaborative vectors in place of the images."""
-        embeddings = self.embeddings(branch, words)
+    def related(self, branch: Branch, words: Words, settings: Settings) -> tuple[Path, Path | None]:
+        """The embeddings that a tokenizer of these settings is fitted on, and the weights that ground them, if any."""
+        embeddings, wanted = self.embeddings(branch, words), relation(settings)
+        if wanted == "none":
+            return embeddings, None
+        intents = self.intents(branch, words)
 
         def make(out: Path) -> None:
-            collaborative.run(embeddings, self.splits, out, seed)
+            # A relation is told in vectors or in weights: only one of the two files is written.
+            relations.run(self.items, intents, self.splits, embeddings, out, out, settings, self._url)
 
-        return self._made("collaborative", [branch, words, seed], make, "tokenizer")
+        told = [branch, words, settings.seed, settings.tokenizer.use_images]
+        made = self._made(wanted, told, make, "tokenizer")
+        return (made, None) if wanted == "collaborative" else (embeddings, made)
 
-    def grounded(self, branch: Branch, words: Words, seed: int) -> Path:
-        """The embeddings as SIGMA's grounding moved them."""
-        embeddings, intents = self.embeddings(branch, words), self.intents(branch, words)
-
-        def make(out: Path) -> None:
-            with TemporaryDirectory() as folder:
-                knowledge = Path(folder) / "knowledge.parquet"
-                run_knowledge(self.items, intents, knowledge, self.settings, self._url)
-                grounding.run(embeddings, knowledge, self.splits, out, seed)
-
-        return self._made("grounded", [branch, words, seed], make, "tokenizer")
-
-    def _made(self, name: str, told: list[object], make: Callable[[Path], None], *parts: str) -> Path:
+    def _made(self, name: str, told: Sequence[object], make: Callable[[Path], None], *parts: str) -> Path:
         key = key_of([name, to_json(self.settings.enrichment), *told], "enrichment", *parts)
-        path = self.home / f"{name}-{key}.parquet"
+        path = self.home / f"{name}-{key}.{'safetensors' if name == 'grounding' else 'parquet'}"
         if not path.exists():
             with replacing(path) as temporary:
                 make(temporary)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from tessera.errors import InputError
 from tessera.files import replacing
-from tessera.schema import conform, read_table, write_table
+from tessera.schema import read_table
 from tessera.tokenizer.fusion import Balance, Fusion
 from tessera.tokenizer.inputs import Inputs, read_inputs
 
@@ -117,9 +116,8 @@ def run(
     embeddings: Path,
     knowledge: Path,
     splits: Path,
-    out: Path | None,
+    weights: Path,
     seed: int,
-    weights: Path | None = None,
     *,
     use_images: bool = True,
 ) -> dict[str, Any]:
@@ -129,8 +127,7 @@ def run(
 
     Args:
         knowledge: an `embeddings` table of what the world says of the items (tessera.enrichment.embedding).
-        out: an `embeddings` table of grounded vectors to write, which tokenizers read and items' own tokens start from.
-        weights: file to write the model to, which grounds later items too (`Grounding.load`).
+        weights: file to write the model to, which grounds these items and later ones (`Grounding.load`).
 
     Returns:
         items, pairs (of items bought one after the other), curve (a record an epoch), seconds.
@@ -147,10 +144,7 @@ def run(
         raise InputError(f"{knowledge} and {embeddings} have vectors of different widths; embed both with one encoder.")
     bought = bought_next(_histories(splits, inputs.item_ids))
     model, curve = fit(inputs, Views(inputs.text, world.text, bought), seed)
-    if out is not None:
-        write_table("embeddings", grounded_table(inputs, model.vectors(inputs)), out)
-    if weights is not None:
-        model.save(weights)
+    model.save(weights)
     seconds = round(time.monotonic() - started, 3)
     return {"items": len(inputs.item_ids), "pairs": len(bought), "curve": curve, "seconds": seconds}
 
@@ -231,10 +225,3 @@ def centred(x: Tensor) -> Tensor:
     """Unit rows less their mean, unit again, scaled to components of about 1; x [N, D]."""
     unit = normalize(x, dim=1)
     return normalize(unit - unit.mean(0), dim=1) * x.shape[1] ** 0.5
-
-
-def grounded_table(inputs: Inputs, vectors: NDArray[np.float32]) -> pa.Table:
-    """An `embeddings` table with grounded vectors [N, D] in place of text and image: any tokenizer reads it."""
-    column = pa.array(vectors.tolist(), pa.list_(pa.float32()))
-    nothing = pa.nulls(len(vectors), pa.list_(pa.float32()))
-    return conform("embeddings", pa.table({"item_id": inputs.item_ids, "text": column, "image": nothing}))

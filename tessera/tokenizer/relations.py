@@ -48,7 +48,7 @@ def run(
             knowledge = Path(folder) / "knowledge.parquet"
             asked = run_knowledge(items, intents, knowledge, settings, ledger_url)
             images = settings.tokenizer.use_images
-            fitted = grounding.run(embeddings, knowledge, splits, None, settings.seed, weights, use_images=images)
+            fitted = grounding.run(embeddings, knowledge, splits, weights, settings.seed, use_images=images)
         said = {**asked, **fitted}
     elif wanted == "collaborative":
         said = collaborative.run(embeddings, splits, related, settings.seed)

@@ -13,10 +13,13 @@ from benchmarks.quality.store import key_of, pack_ranks, read_cell, unpack_ranks
 from benchmarks.quality.systems import BUDGETS, PEERS, SYSTEMS, TABLES
 from benchmarks.quality.train import plan
 from benchmarks.quality.world import World
-from tessera.config import Settings, ShopSettings, preset
+from tessera.config import Settings, ShopSettings, TokenizerSettings, preset
 from tessera.errors import InputError
 from tessera.evaluation.metrics import MISSED
 from tessera.policy.mixture import MIXTURES
+from tessera.schema import read_table
+from tessera.tokenizer import collaborative
+from tessera.tokenizer.grounding import Grounding
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,19 @@ def test_the_split_is_cut_to_the_budget_and_stays_so(settings: Settings, tmp_pat
     other.ingest()
     assert one.splits.read_bytes() == other.splits.read_bytes()
     assert one.digest == other.digest != World(settings, tmp_path, 0).digest
+
+
+def test_a_tokenizer_is_given_what_its_relation_made(settings: Settings, world: World) -> None:
+    plain, aligned, grounded = (
+        world.related("text", "none", replace(settings, space=space, tokenizer=TokenizerSettings(method=method)))
+        for space, method in (("content", "rqvae"), ("content", "aligned"), ("grounded", "rqvae"))
+    )
+    assert plain == (world.embeddings("text", "none"), None)
+    assert aligned[1] is None
+    assert len(read_table("embeddings", aligned[0])["image"].drop_null()[0]) == collaborative.WIDTH
+    assert grounded[0] == plain[0]
+    assert grounded[1] is not None
+    assert Grounding.load(grounded[1]).balance.image_dim > 0
 
 
 @pytest.mark.timeout(300)

@@ -1,6 +1,5 @@
 """InfoNCE by hand and its direction; a space in which text, world and purchases agree."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from tessera.errors import InputError
 from tessera.schema import SCHEMAS, read_table, write_table
 from tessera.tokenizer import grounding
-from tessera.tokenizer.grounding import Views, bought_next, grounded_table, info_nce
+from tessera.tokenizer.grounding import Grounding, Views, bought_next, info_nce
 from tessera.tokenizer.inputs import Inputs, read_inputs
 
 
@@ -91,26 +90,29 @@ def test_views_of_other_items_are_refused(world: tuple) -> None:
         grounding.fit(inputs, Views(views.text[:5], views.knowledge, views.bought), 0)
 
 
-def test_any_tokenizer_reads_grounded_vectors(world: tuple, fit_table: Callable) -> None:
+def test_saved_weights_ground_as_the_model_did(world: tuple, tmp_path: Path) -> None:
     inputs, views, *_ = world
-    vectors = grounding.fit(inputs, views, 0, epochs=2)[0].vectors(inputs)
-    table = grounded_table(inputs, vectors)
-    assert np.array_equal(read_inputs(table).text, vectors)
-    assert fit_table(table)["collision_rate_after"] == 0.0
+    model = grounding.fit(inputs, views, 0, epochs=2)[0]
+    model.save(tmp_path / "weights")
+    grounded = Grounding.load(tmp_path / "weights").ground(inputs)
+    assert np.array_equal(grounded.text, model.vectors(inputs))
+    assert grounded.item_ids == inputs.item_ids
+    assert not grounded.has_image.any()
 
 
 def test_the_stage_reads_tables_and_holds_out_what_is_held_out(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    paths = {name: tmp_path / f"{name}.parquet" for name in ("embeddings", "knowledge", "splits", "out", "short")}
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("embeddings", "knowledge", "splits", "weights", "short")}
     for name, items in (("embeddings", 12), ("knowledge", 12), ("short", 5)):
         rows = [{"item_id": f"i{n:02d}", "text": draw.normal(size=6).tolist(), "image": None} for n in range(items)]
         write_table("embeddings", pa.Table.from_pylist(rows, SCHEMAS["embeddings"]), paths[name])
     user = {"user_id": "u", "train": ["i03", "i01", "i02"], "validation": "i04", "test": "i05"}
     write_table("splits", pa.Table.from_pylist([user], SCHEMAS["splits"]), paths["splits"])
-    told = grounding.run(paths["embeddings"], paths["knowledge"], paths["splits"], paths["out"], seed=0)
+    told = grounding.run(paths["embeddings"], paths["knowledge"], paths["splits"], paths["weights"], seed=0)
     assert (told["items"], told["pairs"]) == (12, 2)
-    found = read_inputs(read_table("embeddings", paths["out"]))
+    inputs = read_inputs(read_table("embeddings", paths["embeddings"]))
+    found = Grounding.load(paths["weights"]).ground(inputs)
     assert found.item_ids == [f"i{n:02d}" for n in range(12)]
     assert np.linalg.norm(found.text, axis=1) == pytest.approx(np.ones(12), abs=1e-5)
     with pytest.raises(InputError, match="not of the same items"):
-        grounding.run(paths["embeddings"], paths["short"], paths["splits"], paths["out"], seed=0)
+        grounding.run(paths["embeddings"], paths["short"], paths["splits"], paths["weights"], seed=0)

@@ -106,7 +106,7 @@ def test_words_by_another_encoder_are_refused(catalogue: Path, make_embeddings: 
     write_table("embeddings", make_embeddings(items=ITEMS), tmp_path / "knowledge.parquet")
     files = catalogue / "embeddings.parquet", tmp_path / "knowledge.parquet", catalogue / "splits.parquet"
     with pytest.raises(InputError, match="embed both with one encoder"):
-        grounding.run(*files, tmp_path / "out.parquet", 0)
+        grounding.run(*files, tmp_path / "weights", 0)
 
 
 def test_a_split_of_other_items_is_refused(catalogue: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_split_of_other_items_is_refused(catalogue: Path, tmp_path: Path) -> N
     write_table("splits", pa.Table.from_pylist([stray], SCHEMAS["splits"]), tmp_path / "splits.parquet")
     embeddings = catalogue / "embeddings.parquet"
     with pytest.raises(InputError, match="item 'stranger' has no embedding"):
-        grounding.run(embeddings, embeddings, tmp_path / "splits.parquet", tmp_path / "out.parquet", 0)
+        grounding.run(embeddings, embeddings, tmp_path / "splits.parquet", tmp_path / "weights", 0)
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +129,16 @@ def test_what_is_quantized_is_the_grounded_vector(fitted: dict[str, Any], tmp_pa
     """The same codes as of a tokenizer that is given the grounded vectors as text."""
     inputs = read_inputs(read_table("embeddings", fitted["embeddings"]))
     vectors = Grounding.load(fitted["grounding"]).vectors(inputs)
-    write_table("embeddings", grounding.grounded_table(inputs, vectors), tmp_path / "embeddings.parquet")
+    text = pa.array(vectors.tolist(), pa.list_(pa.float32()))
+    table = pa.table({"item_id": inputs.item_ids, "text": text, "image": pa.nulls(ITEMS)})
+    write_table("embeddings", table, tmp_path / "embeddings.parquet")
     plain = {"bundle": tmp_path / "bundle", "sids": tmp_path / "sids.parquet", "work": tmp_path / "work"}
     metrics = fit.run(tmp_path / "embeddings.parquet", **plain, settings=fitted["settings"], seed=0)
     columns = ["item_id", "codes", "moved"]
     one, two = (read_table("sids", path).select(columns) for path in (fitted["sids"], plain["sids"]))
     assert one.equals(two)
     assert fitted["metrics"]["reconstruction_cosine"] == pytest.approx(metrics["reconstruction_cosine"])
+    assert fitted["metrics"]["collision_rate_after"] == 0.0
     tokenizer = Tokenizer.load(fitted["bundle"])
     assert np.array_equal(tokenizer.ground(inputs).text, vectors)
     assert (tokenizer.text_dim, tokenizer.image_dim) == (WIDTH, 10)
