@@ -1,7 +1,7 @@
 """GRU4Rec, SASRec, BERT4Rec and FDSA, trained by RecBole on our split; their answers in our numbers.
 
     make bench-setup
-    python -m benchmarks.peers.peers --path FOLDER --budget small
+    tessera bench quality --source parquet --path FOLDER --systems gru4rec sasrec bert4rec fdsa
 
 The export holds the cases as `Split` makes them, so what is held out, what a model reads and what is ranked (the whole
 catalogue, the history not removed) are the same for every system, and `tessera.evaluation.metrics` measures them all.
@@ -18,18 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import tyro
 
-from benchmarks.machine import hardware
 from benchmarks.peers import environment
-from tessera.catalog import ingest
-from tessera.config import CatalogueSettings, Settings
 from tessera.errors import InputError, ServiceError
-from tessera.evaluation.baselines import popularity
-from tessera.evaluation.data import Split, read_split
-from tessera.evaluation.metrics import KS, ranking_metrics, ranks
-from tessera.files import read_json, write_json, write_text
-from tessera.schema import read_table
+from tessera.evaluation.data import Split
+from tessera.files import read_json, write_json
 
 Budget = Literal["smoke", "small", "full"]
 MODELS = ("GRU4Rec", "SASRec", "BERT4Rec", "FDSA")
@@ -141,79 +134,3 @@ def _numbers(rows: list[list[str]]) -> list[np.ndarray]:
 def _rows(name: str, lengths: str, rows: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     listed = list(rows)
     return {name: np.concatenate(listed), f"{lengths}_lengths": np.array([len(row) for row in listed])}
-
-
-def metrics_of(split: Split, validation: np.ndarray, test: np.ndarray) -> dict[str, dict[str, float]]:
-    """The project's metrics of answers to validation and test."""
-    return {
-        "validation": ranking_metrics(ranks(validation, split.validation_cases()[1])),
-        "test": ranking_metrics(ranks(test, split.test_cases()[1])),
-    }
-
-
-def read_catalogue(path: Path, home: Path) -> tuple[pa.Table, Split]:
-    """Ingest a folder of parquet files whole into `home`; its items, and the split in their numbers."""
-    home.mkdir(parents=True, exist_ok=True)
-    settings = Settings(source="parquet", path=path, catalogue=CatalogueSettings(k_core=0))
-    ingest.run(settings, f"sqlite:///{home.resolve() / 'catalogue.db'}", home)
-    items = read_table("items", home / "items.parquet")
-    return items, read_split(home / "splits.parquet", items["item_id"].to_pylist())
-
-
-def compare(
-    split: Split, items: pa.Table, models: tuple[str, ...], seeds: int, budget: Budget, work: Path
-) -> list[dict[str, Any]]:
-    """One row a model and seed, popularity first; a model that could not run says why."""
-    top = popularity(split.train, items.num_rows, min(max(KS), items.num_rows))
-    answers = [np.tile(top, (len(cases[1]), 1)) for cases in (split.validation_cases(), split.test_cases())]
-    table: list[dict[str, Any]] = [{"system": "popularity", **metrics_of(split, *answers)}]
-    for name in models:
-        if environment.find() is None:
-            table.append({"system": name, "note": environment.NOT_INSTALLED})
-            continue
-        for seed in range(seeds):
-            peer = run_peer(name, split, items, work / f"{name}-{seed}", seed, budget)
-            table.append({"system": name, "seed": seed, **metrics_of(split, peer.validation, peer.test), **peer.facts})
-    return table
-
-
-def to_markdown(table: list[dict[str, Any]]) -> str:
-    """Test metrics as a Markdown table."""
-    shown = ("hr@5", "hr@10", "ndcg@5", "ndcg@10")
-    lines = [f"| system | seed | {' | '.join(shown)} | epochs | stopped by | seconds |"]
-    lines.append("|---" * (len(shown) + 5) + "|")
-    for row in table:
-        cells = [f"{row['test'][name]:.4f}" for name in shown] if "test" in row else [row["note"], "", "", ""]
-        facts = [row.get(name, "") for name in ("epochs", "stopped", "seconds")]
-        lines.append("| " + " | ".join(map(str, [row["system"], row.get("seed", ""), *cells, *facts])) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def main(
-    path: Path,
-    models: tuple[str, ...] = MODELS,
-    budget: Budget = "small",
-    seeds: int = 1,
-    out: Path = Path("benchmarks/results"),
-    work: Path = Path("runs/bench-peers"),
-) -> None:
-    """Measure the peers on a folder of parquet files.
-
-    Args:
-        path: folder of the catalogue.
-        models: which ones.
-        budget: how long each may train: about a minute, ten minutes, no limit.
-        seeds: seeds 0, 1, … of each.
-        out: folder of the tables.
-        work: folder of what is computed on the way.
-    """
-    home = work / path.name
-    items, split = read_catalogue(path, home)
-    table = compare(split, items, models, seeds, budget, home)
-    print(to_markdown(table))
-    write_json(out / f"peers-{path.name}.json", {"budget": budget, **hardware(), "systems": table})
-    write_text(out / f"peers-{path.name}.md", to_markdown(table))
-
-
-if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)

@@ -92,6 +92,9 @@ def run(
 
     Returns:
         the report, Markdown.
+
+    Raises:
+        InputError: no such system, no seed, or peers alone of which none is installed.
     """
     if unknown := sorted(set(systems) - set(PEERS) - set(SYSTEMS)):
         raise InputError(f"there is no system '{unknown[0]}'; choose among {', '.join([*PEERS, *SYSTEMS])}.")
@@ -115,6 +118,8 @@ def run(
         cells = {name: found for name, found in cells.items() if found}
         if cells:
             write_report(cells, notes, bench.ground, settings, budget, command, out)
+    if not cells:
+        raise InputError(f"nothing was measured: {', '.join(f'{name} is {note}' for name, note in notes.items())}.")
     return out / "report.md"
 
 

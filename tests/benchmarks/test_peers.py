@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 
 from benchmarks.peers import environment, peers
 from benchmarks.peers.recbole_run import Cut, Similar, evaluation_history, rows_of, training_cases
+from benchmarks.quality import bench
+from benchmarks.quality.measures import Ground
+from benchmarks.quality.peer import answers
+from benchmarks.quality.world import World
 from tessera.catalog.shop.customers import purchases
 from tessera.catalog.shop.definition import stock
+from tessera.config import CatalogueSettings, Settings
 from tessera.errors import InputError, ServiceError
 from tessera.evaluation.data import Split
 from tessera.schema import SCHEMAS
@@ -103,16 +108,15 @@ def test_cut_by_hand() -> None:
     assert (made["MASK_INDEX"].tolist(), made["Pos_item_id"].tolist()) == ([[0, 0], [1, 2]], [[0, 5], [2, 3]])
 
 
-def test_absent_environment_is_said_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TESSERA_RECBOLE_ENV", str(tmp_path / "none"))
-    table = peers.compare(SPLIT, ITEMS, ("SASRec",), 1, "smoke", tmp_path)
-    assert [row["system"] for row in table] == ["popularity", "SASRec"]
+def test_popularity_by_hand(tmp_path: Path) -> None:
+    nothing = np.zeros(4, dtype=bool)
+    ground = Ground(ITEMS, ["0", "1", "2", "3"], SPLIT, nothing, nothing, np.zeros(4), np.full(4, -1), pictured=False)
+    validation, test, _ = answers("popularity", ground, tmp_path, 0, "smoke")
     # Item 1 was bought most, then 0, 2, 3: the targets 3 and 1 of the test are at places 3 and 0.
-    assert table[0]["test"]["hr@1"] == 0.5
-    assert table[0]["test"]["ndcg@5"] == pytest.approx((1 + 1 / np.log2(5)) / 2)
-    assert "not installed: make bench-setup" in peers.to_markdown(table)
-    with pytest.raises(ServiceError, match="make bench-setup"):
-        peers.run_peer("SASRec", SPLIT, ITEMS, tmp_path, 0, "smoke")
+    assert validation.tolist() == test.tolist() == [[1, 0, 2, 3]] * 2
+    found = ground.measure(validation, test)
+    assert found["test"]["hr@1"] == 0.5
+    assert found["test"]["ndcg@5"] == pytest.approx((1 + 1 / np.log2(5)) / 2)
 
 
 def test_answers_of_another_split_are_refused(tmp_path: Path) -> None:
@@ -121,22 +125,30 @@ def test_answers_of_another_split_are_refused(tmp_path: Path) -> None:
         peers.read_back(tmp_path, SPLIT, {})
 
 
+def ingested(path: Path, folder: Path) -> World:
+    """A folder of parquet files, whole."""
+    world = World(Settings(source="parquet", path=path, catalogue=CatalogueSettings(k_core=0)), folder, users=0)
+    world.ingest()
+    return world
+
+
 @pytest.mark.skipif(not SCIENTIFIC.is_dir(), reason="the Scientific data set is not beside the repository")
 def test_popularity_on_scientific_counted_another_way(tmp_path: Path) -> None:
-    items, split = peers.read_catalogue(SCIENTIFIC, tmp_path)
-    (row,) = peers.compare(split, items, (), 1, "small", tmp_path)
+    ground = Ground.of(ingested(SCIENTIFIC, tmp_path))
+    validation, test, _ = answers("popularity", ground, tmp_path, 0, "small")
+    found = ground.measure(validation, test)["test"]
     sequences = [one for one in pq.read_table(SCIENTIFIC / "sequences.parquet")["item_ids"].to_pylist() if len(one) > 2]
     bought = Counter(item for one in sequences for item in one[:-2])
     tenth = sorted(bought.values(), reverse=True)[9]
     assert sum(count >= tenth for count in bought.values()) == 10  # no tie at the tenth place
     top = {item for item, count in bought.items() if count >= tenth}
-    assert row["test"]["hr@10"] == pytest.approx(np.mean([one[-1] in top for one in sequences]))
+    assert found["hr@10"] == pytest.approx(np.mean([one[-1] in top for one in sequences]))
     # Measured before, by other code. At the fifth place there is a tie, so that only the first ten can be compared.
-    assert [round(row["test"][name], 4) for name in ("hr@10", "ndcg@10")] == [0.0231, 0.0162]
+    assert [round(found[name], 4) for name in ("hr@10", "ndcg@10")] == [0.0231, 0.0162]
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, Split]:
+def shop(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A shop of 80 items and 300 customers, without photos."""
     folder = tmp_path_factory.mktemp("shop")
     stocked = stock(80, 0)
@@ -144,25 +156,42 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, Split]:
     columns = {name: [getattr(item, name) for item in stocked] for name in fields}
     pq.write_table(pa.table(columns), folder / "items.parquet")
     pq.write_table(purchases(stocked, 300, 0), folder / "interactions.parquet")
-    return peers.read_catalogue(folder, folder / "home")
+    return ingested(folder, tmp_path_factory.mktemp("world"))
+
+
+def test_an_absent_environment_is_said_in_the_report(
+    shop: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSERA_RECBOLE_ENV", str(tmp_path / "none"))
+
+    def measured(*systems: str) -> str:
+        return bench.run(shop.settings, "smoke", 1, systems, tmp_path / "out", shop.folder, "").read_text()
+
+    assert "not installed: make bench-setup" in measured("popularity", "sasrec")
+    with pytest.raises(InputError, match="nothing was measured: sasrec is not installed: make bench-setup"):
+        measured("sasrec")
+    with pytest.raises(ServiceError, match="make bench-setup"):
+        peers.run_peer("SASRec", SPLIT, ITEMS, tmp_path, 0, "smoke")
 
 
 @pytest.mark.integration
 @pytest.mark.skipif(environment.find() is None, reason="RecBole's environment is not there: make bench-setup")
 @pytest.mark.parametrize("name", ["BERT4Rec", "FDSA"])  # the two that are fed otherwise
 def test_recbole_agrees_with_our_metrics(
-    name: str, shop: tuple[pa.Table, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, shop: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items, split = shop
+    ground = Ground.of(shop)
+    split = ground.split
     monkeypatch.setitem(peers.BUDGETS, "smoke", {**peers.BUDGETS["smoke"], "epochs": 2})
-    peer = peers.run_peer(name, split, items, tmp_path, 0, "smoke")
+    peer = peers.run_peer(name, split, ground.items, tmp_path, 0, "smoke")
     assert peer.test.shape == peer.validation.shape == (len(split.users), 20)
     assert all(len(set(row)) == 20 and 0 <= min(row) <= max(row) < 80 for row in peer.test.tolist())
-    ours = peers.metrics_of(split, peer.validation, peer.test)
+    ours = ground.measure(peer.validation, peer.test)["validation"]
+    theirs = peer.facts["recbole_validation"]
     assert peer.facts["epochs"] == len(peer.facts["curve"]) == 2
-    assert ours["validation"]["ndcg@10"] == pytest.approx(peer.facts["recbole_validation"]["ndcg@10"], abs=1e-5)
-    assert ours["validation"]["hr@10"] == pytest.approx(peer.facts["recbole_validation"]["hit@10"], abs=1e-5)
-    assert max(peer.facts["curve"]) == pytest.approx(peer.facts["recbole_validation"]["ndcg@10"], abs=1e-5)
+    assert ours["ndcg@10"] == pytest.approx(theirs["ndcg@10"], abs=1e-5)
+    assert ours["hr@10"] == pytest.approx(theirs["hit@10"], abs=1e-5)
+    assert max(peer.facts["curve"]) == pytest.approx(theirs["ndcg@10"], abs=1e-5)
     with np.load(tmp_path / "result.npz") as found:
         ranked, rows = found["test_ranks"], found["test_rows"]
     inside = ranked < 20
