@@ -18,8 +18,6 @@ from benchmarks.quality import bench
 from benchmarks.quality.measures import Ground
 from benchmarks.quality.peer import answers
 from benchmarks.quality.world import World
-from tessera.catalog.shop.customers import purchases
-from tessera.catalog.shop.definition import stock
 from tessera.config import CatalogueSettings, Settings
 from tessera.errors import InputError, ServiceError
 from tessera.evaluation.data import Split
@@ -125,16 +123,16 @@ def test_answers_of_another_split_are_refused(tmp_path: Path) -> None:
         peers.read_back(tmp_path, SPLIT, {})
 
 
-def ingested(path: Path, folder: Path) -> World:
-    """A folder of parquet files, whole."""
-    world = World(Settings(source="parquet", path=path, catalogue=CatalogueSettings(k_core=0)), folder, users=0)
+def ingested(settings: Settings, folder: Path) -> World:
+    world = World(settings, folder, users=0)
     world.ingest()
     return world
 
 
 @pytest.mark.skipif(not SCIENTIFIC.is_dir(), reason="the Scientific data set is not beside the repository")
 def test_popularity_on_scientific_counted_another_way(tmp_path: Path) -> None:
-    ground = Ground.of(ingested(SCIENTIFIC, tmp_path))
+    settings = Settings(source="parquet", path=SCIENTIFIC, catalogue=CatalogueSettings(k_core=0))
+    ground = Ground.of(ingested(settings, tmp_path))
     validation, test, _ = answers("popularity", ground, tmp_path, 0, "small")
     found = ground.measure(validation, test)["test"]
     sequences = [one for one in pq.read_table(SCIENTIFIC / "sequences.parquet")["item_ids"].to_pylist() if len(one) > 2]
@@ -148,15 +146,8 @@ def test_popularity_on_scientific_counted_another_way(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A shop of 80 items and 300 customers, without photos."""
-    folder = tmp_path_factory.mktemp("shop")
-    stocked = stock(80, 0)
-    fields = ("item_id", "title", "description", "brand", "categories")
-    columns = {name: [getattr(item, name) for item in stocked] for name in fields}
-    pq.write_table(pa.table(columns), folder / "items.parquet")
-    pq.write_table(purchases(stocked, 300, 0), folder / "interactions.parquet")
-    return ingested(folder, tmp_path_factory.mktemp("world"))
+def shop(plain_shop: Settings, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return ingested(plain_shop, tmp_path_factory.mktemp("world"))
 
 
 def test_an_absent_environment_is_said_in_the_report(

@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import subprocess
-import sys
+import runpy
 import time
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,31 +14,45 @@ import pytest
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
+from benchmarks.decoding import Case
 from benchmarks.faults import BUSY, _agrees
 from benchmarks.load import Sample, closed_loop, open_loop, read_grpc
+from benchmarks.service import Service, serving
 from serving.probe import Served
 from tessera.decoding.recommender import Recommendation
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = [
-    "--case.items=300", "--case.hidden=32", "--case.layers=1", "--case.codebook=16", "--case.history=5",
-    "--threads=1", "--seconds=0.2",
-]  # fmt: skip
+# As small as it can be while this process can send five times as many requests as it answers.
+TINY = Case(items=300, hidden=128, codebook=16, history=10)
+FLAGS = [*(f"--case.{name}={value}" for name, value in asdict(TINY).items()), "--threads=1"]
+Run = Callable[..., dict[str, Any]]
 
 
-def run(*flags: str) -> dict[str, Any]:
-    """The JSON object that the benchmark prints last."""
-    command = [sys.executable, "-m", "benchmarks.serving", *TINY, *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One server for all runs: a start takes longer than what is measured of it."""
+    with serving(tmp_path_factory.mktemp("service"), TINY, threads=1, seed=0) as started:
+        yield started
+
+
+@pytest.fixture
+def run(service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The benchmark with some flags; the JSON object that it prints last."""
+    monkeypatch.setattr("benchmarks.service.serving", lambda *_: nullcontext(service))
+
+    def start(*flags: str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", ["serving", *FLAGS, *flags])
+        runpy.run_module("benchmarks.serving", run_name="__main__")
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return found
+
+    return start
 
 
 @pytest.mark.integration
-def test_load_table_and_overhead() -> None:
-    found = run("--rounds=1")
-    assert {"hardware", "threads", "items", "engine", "overhead_ms", "load"} <= found.keys()
+def test_load_table_and_overhead(run: Run) -> None:
+    found = run("--rounds=1", "--seconds=0.1")
+    assert found["items"] == TINY.items
+    assert {"hardware", "threads", "engine", "overhead_ms", "load"} <= found.keys()
     assert set(found["overhead_ms"]) == {"grpc", "http", "grpc_client", "http_client"}
     for protocol in ("grpc", "http"):
         table = found["load"][protocol]
@@ -51,9 +65,9 @@ def test_load_table_and_overhead() -> None:
 
 
 @pytest.mark.integration
-def test_soak_and_flood() -> None:
-    found = run("--soak", "--soak-minutes=0.02", "--flood", "--flood-seconds=0.5")
-    # So small a policy leaves the processor to all else, so that its capacity is no more than a guess.
+def test_soak_and_flood(run: Run) -> None:
+    found = run("--seconds=0.2", "--soak", "--soak-minutes=0.02", "--flood", "--flood-seconds=0.5")
+    # What a fifth of a second tells of the capacity is no more than a guess.
     assert set(found["soak"]["errors"]) <= {BUSY}
     assert found["soak"]["memory_mb"][0] > 50
     assert found["flood"]["other_errors"] == 0
