@@ -148,7 +148,7 @@ class Comparison:
         histories = [generator.integers(0, case.items, case.history) for _ in range(case.batch)]
         tokens, mask = prompts(histories, self.codes, self.backbone.sid_tokens.numpy(), self.backbone.bos)
         self.prompts = Prompts(tokens, mask.sum(1), torch.zeros(case.batch, dtype=torch.int64))
-        self.decoder, self.head = decoder_of(self.model), CodeHead(self.model, self.backbone.sid_tokens)
+        self.decoder, self.head = decoder_of(self.model), CodeHead.of(self.backbone)
 
     def engine(self) -> Answer:
         """This engine."""

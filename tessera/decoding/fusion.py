@@ -1,15 +1,17 @@
 """Adaptive probabilistic fusion: how much a prefix's probability counts beside that of an item behind it.
 
-SIGMA fuses the prefixes that the beam found with the items behind each of them. Here a prefix is worth its best item,
-log P(prefix) = max log P(item), and log P(item | prefix) = log P(item) - log P(prefix), so that
+SIGMA generates in three steps: prefixes by the beam, item tokens behind each of them, then the two are fused. The
+search brings log P(item) of every item behind a found prefix: of hybrid SIDs the own token's, of plain ones the whole
+SID's. Here a prefix is worth its best item, log P(prefix) = max log P(item), and log P(item | prefix) = log P(item) -
+log P(prefix), so that
 
     score(item) = log softmax(log P(prefix) / T) + log P(item | prefix),    T = 1 + s d / (1 - d)
 
 where d in [0, 1] is the dial of the task, 0 for accuracy and 1 for diversity, and s the standard deviation of the log
-P(prefix) over the prefixes found. At d = 0 this is the order of the plain product of probabilities. At d = 1 all found
-prefixes are as good as alike: each gives its best item before any gives its second. Between, T adapts to the spread:
-what is left of it, s / T, never exceeds (1 - d) / d, so a policy that is sure of one prefix opens up as well as one
-that is not, which is left nearly as it is.
+P(prefix) over the prefixes found. At d = 0 this is the order of log P(item). At d = 1 all found prefixes are as good as
+alike: each gives its best item before any gives its second. Between, T adapts to the spread: what is left of it, s / T,
+never exceeds (1 - d) / d, so a policy that is sure of one prefix opens up as well as one that is not, which is left
+nearly as it is.
 
 Were a prefix worth the sum of its items, or its codes' probability, those with one item would be ahead of all others,
 and at the diversity end lists would look alike: measured, and fewer categories are covered for more lost hits.

@@ -163,7 +163,8 @@ class CatalogueIndex:
         Few and plain steps, because here it is their number that costs.
 
         Args:
-            nodes: [batch, n] at `depth`; logp: [batch, n, K] of all codes, which may be changed.
+            nodes: [batch, n] at `depth`; logp: [batch, n, K] of all codes, or [batch, 1, K] where they are the same for
+                all nodes; may be changed.
 
         Returns:
             logp [batch, n, W], -inf where there is no such child; codes and child as from `children`. Shallow depths
@@ -174,11 +175,11 @@ class CatalogueIndex:
             if self.nodes(1) < self.sizes[0]:
                 logp.masked_fill_(missing, -torch.inf)
             return logp, self._codes[0].expand_as(logp), child.expand_as(logp)
-        if depth < len(self._dense):
+        if depth < len(self._dense) and logp.shape[1] == nodes.shape[1]:
             child, missing = (F.embedding(nodes, table) for table in self._dense[depth])
             return logp.masked_fill_(missing, -torch.inf), self._codes[depth].expand_as(logp), child
         codes, child, missing = self.children(depth, nodes)
-        return logp.gather(-1, codes).masked_fill_(missing, -torch.inf), codes, child
+        return logp.expand(-1, nodes.shape[1], -1).gather(-1, codes).masked_fill_(missing, -torch.inf), codes, child
 
     def ancestors(self, depth: int, leaves: np.ndarray) -> np.ndarray:
         """The node at `depth` above each leaf."""

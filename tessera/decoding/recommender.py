@@ -30,7 +30,10 @@ Ids = Sequence[str]
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item; score is log p(SID | history), or what `diversity` makes of it."""
+    """One recommended item.
+
+    score: log p(SID | history), of hybrid SIDs log p(own token | history), or what `diversity` makes of it.
+    """
 
     item_id: str
     sid: str
@@ -85,7 +88,7 @@ class Recommender:
         if len(self._row) != len(self.item_ids):
             raise InputError("the SIDs table names an item twice; write it again from the tokenizer bundle.")
         self.statistics = Statistics()
-        self._decoder, self._head = decoder_of(backbone.model), CodeHead(backbone.model, backbone.sid_tokens)
+        self._decoder, self._head = decoder_of(backbone.model), CodeHead.of(backbone)
         self._tokens = backbone.sid_tokens.numpy(force=True)
         self._prefixes = PrefixCache(prefix_cache_mb << 20)
         self._counting = threading.Lock()
@@ -196,7 +199,7 @@ class Recommender:
         """The decoder and the output layer, of the model's weights as they are now."""
         model = self.backbone.model
         if not self._decoder.serves(model):
-            self._decoder, self._head = decoder_of(model), CodeHead(model, self.backbone.sid_tokens)
+            self._decoder, self._head = decoder_of(model), CodeHead.of(self.backbone)
         return self._decoder, self._head
 
     def _count(self, requests: int, width: int, hits: int, misses: int, seconds: float) -> None:

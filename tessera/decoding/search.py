@@ -16,6 +16,7 @@ from tessera.decoding.filters import ItemFilter
 from tessera.decoding.forward import Decoder, Linear, Prompts
 from tessera.decoding.fusion import fused
 from tessera.decoding.index import CatalogueIndex
+from tessera.policy.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,26 @@ class CodeHead:
     """The output layer cut to each level's codes.
 
     Args:
-        sid_tokens: [levels, K] token ids of the codes, -1 behind those of a level that has fewer.
+        sid_tokens: [levels, K] token ids of the codes, -1 behind those of a level that has fewer; hybrid: the last
+            level holds the items' own tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, sid_tokens: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, sid_tokens: Tensor, hybrid: bool = False) -> None:
+        self.hybrid = hybrid
         head: Any = model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         self.tokens = sid_tokens.to(head.weight.device)
         rows = [_run(level[level >= 0]) for level in self.tokens]
         self._levels = [Linear(head.weight[one], bias[one] if bias is not None else None) for one in rows]
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "CodeHead":
+        """The head of the backbone's weights as they are now."""
+        return cls(backbone.model, backbone.sid_tokens, backbone.hybrid)
+
+    def own(self, depth: int) -> bool:
+        """Whether the codes of level `depth` are the items' own tokens, asked for straight from the prompt."""
+        return self.hybrid and depth + 1 == len(self._levels)
 
     def log_probabilities(self, depth: int, hidden: Tensor) -> Tensor:
         """[..., K] log-softmax over the codes of level `depth` alone."""
@@ -68,8 +80,9 @@ def beam_search(
     """The k most probable items a prompt, as far as a beam of width `max(k, beams)` finds them.
 
     The score is sum_l log p(c_l | prompt, c_<l), each p a softmax over the K codes of level l alone: text tokens and
-    other levels' codes take no mass, codes that lead to no item do. Continuations that do not exist or do not pass the
-    filter are dropped before ranking. Equal scores keep the order of beam, then code.
+    other levels' codes take no mass, codes that lead to no item do. Of hybrid SIDs, whose prefixes are found like this,
+    an item's score is log p(own token | prompt): the prefix says where to look, the item what it is. Continuations that
+    do not exist or do not pass the filter are dropped before ranking. Equal scores keep the order of beam, then code.
 
     Args:
         cache: of `columns(...)` columns, holding what the prompts say is known; None makes an empty one. Afterwards its
@@ -81,11 +94,13 @@ def beam_search(
     if cache is None:
         cache = decoder.cache(batch, columns(prompts, index, width))
     device = prompts.tokens.device
-    hidden = decoder.prefill(prompts, cache).unsqueeze(1)
+    hidden = start = decoder.prefill(prompts, cache).unsqueeze(1)
     nodes = torch.zeros(batch, 1, dtype=torch.int32, device=device)
     scores = torch.zeros(batch, 1, device=device)
     visible = prompts.real[:, None, :]
     for depth in range(index.depth):
+        if head.own(depth):
+            hidden, scores = start, scores.masked_fill(scores > -torch.inf, 0.0)
         logp, codes, child = index.constrain(depth, nodes, head.log_probabilities(depth, hidden))
         slots = logp.shape[-1]
         candidates = (scores.unsqueeze(-1) + logp).flatten(1)
@@ -97,7 +112,7 @@ def beam_search(
         # Fewer nodes than beams leave fewer beams; a row of fewer yet carries dead ones at -inf, which never come back.
         order = _best(candidates, min(width, index.nodes(depth + 1)))
         scores, nodes = candidates.gather(1, order), child.gather(1, order)
-        if depth + 1 < index.depth:
+        if depth + 1 < index.depth and not head.own(depth + 1):
             tokens = head.tokens[depth][codes.flatten(1).gather(1, order)]
             visible = _descend(visible, order // slots)
             hidden = decoder.extend(tokens, prompts.length + depth, visible, cache)
@@ -120,20 +135,20 @@ def sample(
     """Codes [batch, count, levels] int64 of independently drawn SIDs; a prompt may get one twice.
 
     c_l ~ softmax(log p(. | prompt, c_<l) / temperature) over the codes of level l, and where `constrained` over those
-    alone that lead to an item. The prompt runs once for all its SIDs.
+    alone that lead to an item; p(own token | prompt) of hybrid SIDs. The prompt runs once for all its SIDs.
 
     Args:
         generator: on the prompts' device.
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
     cache: Any = decoder.cache(batch, prompts.tokens.shape[1] + count * (index.depth - 1))
-    hidden = decoder.prefill(prompts, cache).unsqueeze(1)
+    hidden = start = decoder.prefill(prompts, cache).unsqueeze(1)
     nodes = torch.zeros(batch, 1, dtype=torch.int32, device=device)
     parents = torch.zeros(batch, count, dtype=torch.int64, device=device)
     visible = prompts.real[:, None, :]
     drawn = []
     for depth in range(index.depth):
-        logp = head.log_probabilities(depth, hidden)
+        logp = head.log_probabilities(depth, start if head.own(depth) else hidden)
         if constrained:
             logp, codes, child = index.constrain(depth, nodes, logp)
         slot = _draw((logp / temperature).expand(-1, count, -1), generator).unsqueeze(-1)
@@ -141,7 +156,7 @@ def sample(
             nodes = child.expand(-1, count, -1).gather(-1, slot).squeeze(-1)
             slot = codes.expand(-1, count, -1).gather(-1, slot)
         drawn.append(slot.squeeze(-1))
-        if depth + 1 < index.depth:
+        if depth + 1 < index.depth and not head.own(depth + 1):
             visible = _descend(visible, parents)
             hidden = decoder.extend(head.tokens[depth][drawn[-1]], prompts.length + depth, visible, cache)
             parents = torch.arange(count, device=device).expand(batch, -1)

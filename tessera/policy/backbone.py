@@ -1,7 +1,7 @@
 """Backbones: a causal language model whose vocabulary holds a token for every code of every SID level."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,15 @@ class Backbone:
     """A model and how SIDs are written in its vocabulary.
 
     sid_tokens: [levels, K] int64, the token id of each code, -1 behind the codes of a level that has fewer than others;
-    bos: the token that opens every prompt.
+    bos: the token that opens every prompt; hybrid: the last level holds the items' own tokens
+    (tessera.tokenizer.hybrid), each asked for straight from the prompt and not behind its prefix.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     sid_tokens: Tensor
     bos: int
+    hybrid: bool = False
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -92,6 +94,9 @@ def build(
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, levels: int, codebook_size: Sizes) -> Backbone:
     """Find the SID tokens in a vocabulary that has them; a prompt opens with BOS, else with EOS.
 
+    Args:
+        codebook_size: one for all levels; of hybrid SIDs one a level.
+
     Raises:
         InputError: neither of the two is in the vocabulary.
     """
@@ -100,7 +105,8 @@ def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, levels: int
     if bos is None:
         raise InputError("the backbone's tokenizer has neither a BOS nor an EOS token to open a prompt; use another.")
     rows = torch.tensor(ids).split(level_sizes(codebook_size, levels))
-    return Backbone(model, tokenizer, pad_sequence(rows, batch_first=True, padding_value=-1), int(bos))
+    sid_tokens = pad_sequence(rows, batch_first=True, padding_value=-1)
+    return Backbone(model, tokenizer, sid_tokens, int(bos), hybrid=not isinstance(codebook_size, int))
 
 
 @torch.no_grad()
@@ -201,7 +207,7 @@ def with_lora(backbone: Backbone, settings: PolicySettings) -> Backbone:
         task_type="CAUSAL_LM",
     )
     adapted: Any = get_peft_model(backbone.model, config)
-    return Backbone(adapted, backbone.tokenizer, backbone.sid_tokens, backbone.bos)
+    return replace(backbone, model=adapted)
 
 
 def _trainable_rows(backbone: Backbone) -> dict[str, list[int]]:

@@ -43,7 +43,7 @@ def roll_out(
     length = mask.sum(1)
     prompts = Prompts(tokens, length, torch.zeros_like(length))
     # Built for each batch, because the weights have moved since the last one.
-    decoder, head = decoder_of(backbone.model), CodeHead(backbone.model, backbone.sid_tokens)
+    decoder, head = decoder_of(backbone.model), CodeHead.of(backbone)
     if kind == "beam":
         group = min(group, index.size)
         rows = beam_search(decoder, head, index, prompts, k=group, beams=group).rows.clone()

@@ -2,8 +2,9 @@
 
 One autoregressive loss, the mean over all target positions of all tasks, no weights. A code's term is
 -log p(c_l | prompt, c_<l), the softmax over the codes of the target's level, which is also how the decoder scores
-(tessera.decoding.search); a piece of text has the softmax over the whole vocabulary. In "next" every item of every
-training history is a target.
+(tessera.decoding.search); an item's own token (hybrid SIDs) has -log p(item | prompt), without its prefix, so that tied
+rows of items learn from each other what is bought together; a piece of text has the softmax over the whole vocabulary.
+In "next" every item of every training history is a target.
 """
 
 import logging
@@ -52,10 +53,12 @@ def target_losses(backbone: Backbone, batch: Packed, label_smoothing: float = 0.
     wanted = batch.targets != IGNORE
     terms, tasks = [], []
     texts = [TEXT] if (wanted & (batch.levels == TEXT)).any() else []
-    for level in [*range(len(backbone.sid_tokens)), *texts]:
+    last = len(backbone.sid_tokens) - 1
+    for level in [*range(last + 1), *texts]:
         here = wanted & (batch.levels == level)
+        asked_at = here.roll(-last, 1) if backbone.hybrid and level == last else here  # in front of the prefix
         rows, smoothing = (head, 0.0) if level == TEXT else (head[backbone.level_tokens(level)], label_smoothing)
-        logits = hidden[here] @ rows.to(hidden.dtype).T
+        logits = hidden[asked_at] @ rows.to(hidden.dtype).T
         terms.append(F.cross_entropy(logits.float(), batch.targets[here], reduction="none", label_smoothing=smoothing))
         tasks.append(batch.tasks[here])
     return torch.cat(terms), torch.cat(tasks)

@@ -40,7 +40,7 @@ def drawn(
     tokens, mask = prompts(histories, CODES, backbone.sid_tokens.numpy(), backbone.bos)
     asked = Prompts(tokens, mask.sum(1), torch.zeros(len(tokens), dtype=torch.int64))
     codes = sample(
-        decoder or FusedDecoder(backbone.model), CodeHead(backbone.model, backbone.sid_tokens),
+        decoder or FusedDecoder(backbone.model), CodeHead.of(backbone),
         CatalogueIndex.build(CODES, SIZE), asked, count=count, temperature=temperature, constrained=constrained,
         generator=torch.Generator().manual_seed(seed),
     )

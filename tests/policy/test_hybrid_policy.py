@@ -53,7 +53,10 @@ def test_each_level_has_its_own_number_of_tokens(backbone: backbones.Backbone) -
 
 @torch.no_grad()
 def test_training_and_scoring_go_by_the_codes_of_the_level(backbone: backbones.Backbone) -> None:
-    """The mean loss of a history equals the codes' log-probabilities, each over its level's own codes."""
+    """The mean loss of a history equals the codes' log-probabilities, each over its level's own codes.
+
+    An item's own token has its probability in front of the prefix, where the prefix's first code has it too.
+    """
     history = np.array([1, 6, 2])
     packed = pack([history], CODES, backbone.sid_tokens.numpy(), backbone.bos, 12)
     assert packed.targets[0, :9].tolist() == CODES[history].flatten().tolist()
@@ -67,7 +70,10 @@ def test_training_and_scoring_go_by_the_codes_of_the_level(backbone: backbones.B
         total += sum(logp)
         ids = torch.cat([tokens[0], backbone.sid_tokens[torch.arange(3), codes[0, 0]]])
         logits = backbone.model(ids[None]).logits[0, -4:-1]
-        plain = [float(logits[at][backbone.level_tokens(at)].log_softmax(-1)[codes[0, 0, at]]) for at in range(3)]
+        plain = [
+            float(logits[behind][backbone.level_tokens(level)].log_softmax(-1)[codes[0, 0, level]])
+            for level, behind in enumerate((0, 1, 0))
+        ]
         assert logp == pytest.approx(plain, abs=1e-4)
     assert float(sid_loss(backbone, packed)) == pytest.approx(-total / 9, abs=1e-4)
 
