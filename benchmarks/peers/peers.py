@@ -31,7 +31,7 @@ _RUNNER = Path(__file__).with_name("recbole_run.py")
 # `seconds` cap the training of one model (0: none); early stopping on validation NDCG@10 usually comes first.
 BUDGETS: dict[str, dict[str, Any]] = {
     "smoke": {"seconds": 30, "epochs": 5, "patience": 5, "max_history": 20, "batch": 256},
-    "small": {"seconds": 540, "epochs": 300, "patience": 10, "max_history": 20, "batch": 256},
+    "small": {"seconds": 540, "epochs": 300, "patience": 5, "max_history": 20, "batch": 256},
     "full": {"seconds": 0, "epochs": 300, "patience": 10, "max_history": 50, "batch": 256},
 }
 # What differs from RecBole's own defaults (64 dimensions, 2 layers, Adam at 0.001, cross-entropy), by model.

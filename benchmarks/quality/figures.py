@@ -39,19 +39,19 @@ def _bars(cells: Cells, titles: Mapping[str, str], table: str, path: Path) -> Pa
 
 
 def _dial(dials: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
-    """Category coverage against HR@10, a point a setting of the dial."""
+    """Categories that a list covers against HR@10, a point a setting of the dial."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for title, cells in dials.items():
         points = range(len(cells[0]["dial"]))
         flat = [[{"dial": cell["dial"][at]} for cell in cells] for at in points]
         x, y = (
             [(mean_and_spread(one, "dial", key) or (0.0, 0.0))[0] for one in flat]
-            for key in ("category_coverage", "hr@10")
+            for key in ("categories_per_list", "hr@10")
         )
         axes.plot(x, y, marker="o", label=title)
         for at in points:
             axes.annotate(str(cells[0]["dial"][at]["setting"]), (x[at], y[at]), fontsize=7)
-    axes.set(xlabel="categories covered in the first ten", ylabel="test HR@10", title="Fusion: accuracy to diversity")
+    axes.set(xlabel="categories covered by a list of ten", ylabel="test HR@10", title="Fusion: accuracy to diversity")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return _saved(figure, path)
