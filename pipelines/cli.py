@@ -231,7 +231,8 @@ def bench(
     Args:
         budget: what a cell may cost: `smoke` seconds, `small` ten minutes on two cores, `full` as the settings say.
         seeds: seeds 0, 1, ... of every system.
-        tables: measure the systems of these tables only (main, ablations, tasks, branches, words, rewards, labels).
+        tables: measure the systems of these tables only (main, ablations, tasks, hybrid, branches, words, rewards,
+            labels).
         systems: measure these systems only.
         out: folder of cells, tables and figures; else benchmarks/results/quality-CATALOGUE-BUDGET.
         work: folder of what is computed on the way.

@@ -38,18 +38,30 @@ class Bench:
     ground: Ground
     out: Path
 
-    def cell(self, name: str, seed: int) -> dict[str, Any]:
-        """A system's numbers with a seed; measured if they are not there.
+    def measure(self, name: str, seed: int) -> None:
+        """Measure a system with a seed, if that was not done.
 
         Raises:
             Missing: a peer that is not installed.
         """
-        prepared = None if name in PEERS else plan(SYSTEMS[name], self.settings, BUDGETS[self.budget], self.world, seed)
-        key, folder = self._key(name, seed, prepared), self.out / "cells"
-        if read_cell(folder, name, seed, key) is None:
+        if self.cell(name, seed) is None:
+            prepared = self._plan(name, seed)
             found = self._peer(name, seed) if prepared is None else self._system(name, prepared)
-            write_cell(folder, name, seed, key, found | {"hardware": hardware() | {"threads": torch.get_num_threads()}})
-        return read_cell(folder, name, seed, key) or {}
+            found |= {"hardware": hardware() | {"threads": torch.get_num_threads()}}
+            write_cell(self._cells, name, seed, self._key(name, seed, prepared), found)
+
+    def cell(self, name: str, seed: int) -> dict[str, Any] | None:
+        """A system's numbers with a seed, if they were measured."""
+        return read_cell(self._cells, name, seed, self._key(name, seed, self._plan(name, seed)))
+
+    @property
+    def _cells(self) -> Path:
+        return self.out / "cells"
+
+    def _plan(self, name: str, seed: int) -> Plan | None:
+        if name in PEERS:
+            return None
+        return plan(SYSTEMS[name], self.settings, BUDGETS[self.budget], self.world, seed)
 
     def _key(self, name: str, seed: int, prepared: Plan | None) -> str:
         if prepared is None:
@@ -88,7 +100,9 @@ class Bench:
 def run(
     settings: Settings, budget: BudgetName, seeds: int, systems: Sequence[str], out: Path, work: Path, command: str
 ) -> Path:
-    """Measure `systems` with seeds 0..seeds-1 and write the report; an interrupted run goes on where it was.
+    """Measure `systems` with seeds 0..seeds-1, and report them and whatever else was measured before.
+
+    An interrupted run goes on where it was.
 
     Returns:
         the report, Markdown.
@@ -104,19 +118,19 @@ def run(
     world = World(settings, work, BUDGETS[budget].users)
     world.ingest()
     bench = Bench(settings, budget, world, Ground.of(world), out)
-    cells: dict[str, list[dict[str, Any]]] = {}
     notes: dict[str, str] = {}
-    todo = [(seed, name) for seed in range(seeds) for name in systems or [*PEERS, *SYSTEMS]]
+    every = [*PEERS, *SYSTEMS]
+    todo = [(seed, name) for seed in range(seeds) for name in systems or every]
     try:
         for seed, name in (bar := tqdm(todo, desc="cells", unit="cell")):
             bar.set_postfix_str(f"{name}, seed {seed}")
             try:
-                cells.setdefault(name, []).append(bench.cell(name, seed))
+                bench.measure(name, seed)
             except Missing as missing:
                 notes[name] = str(missing)
     finally:
-        cells = {name: found for name, found in cells.items() if found}
-        if cells:
+        stored = {name: [cell for seed in range(seeds) if (cell := bench.cell(name, seed))] for name in every}
+        if cells := {name: found for name, found in stored.items() if found}:
             write_report(cells, notes, bench.ground, settings, budget, command, out)
     if not cells:
         raise InputError(f"nothing was measured: {', '.join(f'{name} is {note}' for name, note in notes.items())}.")
