@@ -149,7 +149,7 @@ BUDGETS: dict[str, Budget] = {
         10_000, {"epochs": 100},
         {
             "epochs": 20, "batch_tokens": 2048, "layers": 2, "dropout": 0.3, "task_examples": 500,
-            "validation_users": 1000,
+            "validation_users": 1000, "validate_every": 4, "patience": 2,
         },
         {"cases": 6400, "validate_every": 20, "group": 16},
     ),
