@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tessera.errors import InputError
 from tessera.files import write_json
@@ -385,5 +385,7 @@ def _build(cls: Any, raw: dict[str, Any]) -> Any:
             value = _build(hint, value)
         elif hint == Path | None and value is not None:
             value = Path(value)
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise TypeError(f"{name} is '{value}', not one of {', '.join(get_args(hint))}")
         values[name] = value
     return cls(**values)

@@ -280,6 +280,7 @@ def test_a_partial_file_keeps_the_defaults() -> None:
     [
         ('{"tokenizer": {"levles": 4, "depth": 1}}', "unknown setting depth, levles"),
         ('{"tokens": 4}', "unknown setting tokens"),
+        ('{"tokenizer": {"method": "lvq"}}', "method is 'lvq', not one of rqvae, rqkmeans"),
         ('{"tokenizer": 4}', "not of this version"),
         ('{"tokenizer": null}', "not of this version"),
         ("[1]", "not of this version"),
