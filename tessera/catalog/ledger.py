@@ -5,11 +5,13 @@ asked again; change none and it is not. Failures are entries too, with their rea
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Engine, select
 
+from tessera.catalog.claims import claimed
 from tessera.catalog.database import migrate
 from tessera.catalog.engine import open_engine, reading, upsert, writing
 from tessera.catalog.tables import ENRICHMENTS
@@ -73,6 +75,16 @@ class Ledger:
         """Like `lookup`, for the items whose last try failed; each entry says why."""
         found = self._entries(kind, provider, model, prompt_version, hashes)
         return {entry.item_id: entry for entry in found if entry.status == "failed"}
+
+    def claimed(
+        self, kind: str, provider: str, model: str, prompt_version: str, hashes: Mapping[str, str]
+    ) -> AbstractContextManager[list[str]]:
+        """Within, no other worker asks about the items it yields; those of `hashes` that others hold are left out.
+
+        Look up what it yields before you ask: another worker may have recorded it since. Record within. A worker that
+        dies loses its claims.
+        """
+        return claimed(self.engine, {i: (kind, provider, model, prompt_version, i, hashes[i]) for i in hashes})
 
     def record(self, entries: Iterable[Entry]) -> None:
         """Write a batch in one transaction: all of it or none, as often as you like.
