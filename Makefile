@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := .venv-triton
 RUN ?= runs/demo
+OVERLAY ?= local
 
-.PHONY: demo test lint bench bench-setup clean setup help
+.PHONY: demo test lint k8s k8s-secrets bench bench-setup clean setup help
 
 help:
 	@echo "make demo    set up, run the whole chain on the demo shop, print answers from Triton"
 	@echo "make test    set up, run every test"
 	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make k8s OVERLAY=local  the manifests of an overlay, with the images of this code, in build/k8s/"
+	@echo "make k8s-secrets  passwords for the overlay local, once"
 	@echo "make bench   the benchmarks that the documents quote"
 	@echo "make bench-setup  the environment of the peers from RecBole, for the quality benchmark"
 	@echo "make clean   remove environments, runs and caches"
@@ -42,6 +45,12 @@ lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+k8s: $(READY)
+	@$(BIN)/python -m pipelines.manifests render $(OVERLAY)
+
+k8s-secrets: $(READY)
+	@$(BIN)/python -m pipelines.manifests secrets
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.decoding --sweep

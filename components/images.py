@@ -8,13 +8,18 @@ from tessera.files import sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = ("tessera", "components", "validation", "feature_repo", "serving")
-FOLDERS = {"enrich": ("tessera", "components"), "train": ("tessera", "components"), "publish": PLATFORM}
+FOLDERS = {
+    "enrich": ("tessera", "components"),
+    "train": ("tessera", "components"),
+    "publish": PLATFORM,
+    "serve": ("tessera", "serving"),
+}
 SUFFIXES = {".py", ".md", ".json", ".yaml", ".j2", ".ini"}
 
 
 @cache
 def image(kind: str) -> str:
-    """Name of the image for one kind of work ("enrich", "train" or "publish").
+    """Name of the image for one kind of work ("enrich", "train", "publish" or "serve").
 
     TESSERA_IMAGE_PREFIX puts a registry or a project in front.
     """
