@@ -8,8 +8,8 @@ import re
 
 from manifest_objects import Object, made_elsewhere, matches, name_of, of_kind, pods, secret_keys, selected, walk
 
-# http(s)://HOST:PORT, the host of a database's URL, and redis:PORT in Feast's words.
-ADDRESS = re.compile(r"^(?:https?://|postgresql\S*@|(?=redis:))([a-z0-9-]+)(?::(\d+))?(?=[/,\s]|$)")
+# http(s)://HOST:PORT, with or without a replica's name before it, the host of a database's URL, and Feast's redis:PORT.
+ADDRESS = re.compile(r"^(?:https?://(?:[a-z]+-\{\}\.)?|postgresql\S*@|(?=redis:))([a-z0-9-]+)(?::(\d+))?(?=[/,\s]|$)")
 
 
 def workloads_select_their_own_pods(objects: list[Object]) -> list[str]:

@@ -91,6 +91,7 @@ FAULTS = [
           "spec|rules|0|http|paths|0|backend|service|port|name", "https", PROD),
     Fault(links.backends_of_services_exist, TRITON, "spec|serviceName", "triton-headless"),
     Fault(links.addresses_exist, "ConfigMap/tessera", "data|TESSERA_FEATURE_SERVER", "http://feast:6567"),
+    Fault(links.addresses_exist, "ConfigMap/tessera", "data|TESSERA_REPLICAS", "http://triton-{}.tritons:8000"),
     Fault(links.addresses_exist, "ConfigMap/tessera", "data|MLFLOW_TRACKING_URI", "http://ml-flow:5000"),
     Fault(links.addresses_exist, "ConfigMap/tessera", "data|TESSERA_FEATURE_SERVER", "http://feast:6566", OPERATOR),
     # What is named exists.
