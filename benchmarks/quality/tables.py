@@ -133,7 +133,7 @@ def gain_table(cells: Cells, titles: Mapping[str, str]) -> str:
 
 def seconds_table(cells: Cells, titles: Mapping[str, str]) -> str:
     """What a cell cost, mean over seeds; a stage that systems share is counted in each."""
-    stages = ("tokenizer", "policy", "align", "rank")
+    stages = ("policy", "align", "rank")
     lines = ["| system | " + " | ".join(stages) + " |", "| --- |" + " ---: |" * len(stages)]
     for name, of in cells.items():
         found = [mean_and_spread(of, "seconds", stage) for stage in stages]

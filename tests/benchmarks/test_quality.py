@@ -119,9 +119,10 @@ def test_smoke_run_fills_tables_and_measures_nothing_twice(
     report = bench.run(*asked)  # type: ignore[arg-type]
     text = report.read_text()
     assert "the command" in text
-    for table in ("main", "ablations", "tasks"):
+    for table in ("main", "ablations"):
         assert f"![{TABLES[table][0]}]({table}.svg)" in text
         assert (tmp_path / f"{table}.svg").stat().st_size > 1000
+    assert TABLES["tasks"][0] not in text  # one of its systems alone compares with nothing
     cells = json.loads((tmp_path / "report.json").read_text())["cells"]
     assert set(cells) == set(names)
     assert {"hr@10", "ndcg@10"} <= set(cells["tiger"][0]["test"])
