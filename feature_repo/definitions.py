@@ -1,12 +1,14 @@
 """What Feast knows: entities, sources, views and services. Field types come from `feature_repo.tables`.
 
-Source paths are relative to the platform's folder `feast`, so these objects are the same for every home.
+Nothing here names a home: paths of files are relative to its folder `feast`, and tables are of the configured database.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pyarrow as pa
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.data_source import DataSource
 from feast.feast_object import FeastObject
 from feast.types import Array, Bool, FeastType, Float32, Int32, Int64, String, UnixTimestamp
 
@@ -32,11 +34,17 @@ def offline_path(view: str) -> str:
     return f"offline/{view}.parquet"
 
 
-def _source(view: str) -> FileSource:
+def _file(view: str) -> DataSource:
     return FileSource(name=f"{view}_file", path=offline_path(view), timestamp_field=TIMESTAMP)
 
 
-def _view(name: str, entity: Entity, description: str, source: FileSource | PushSource) -> FeatureView:
+def _table(view: str) -> DataSource:
+    from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
+
+    return PostgreSQLSource(name=f"{view}_table", table=view, timestamp_field=TIMESTAMP)
+
+
+def _view(name: str, entity: Entity, description: str, source: DataSource) -> FeatureView:
     fields = [Field(name=field.name, dtype=feast_type(field.type)) for field in VIEWS[name]]
     return FeatureView(
         name=name, entities=[entity], schema=fields, source=source, ttl=FOREVER, online=True, description=description
@@ -47,21 +55,25 @@ item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING, d
 user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING, description="A customer")
 sid = Entity(name="sid", join_keys=["sid"], value_type=ValueType.STRING, description="A semantic ID, codes joined by _")
 
-item_enrichment = _view(
-    "item_enrichment", item, "What the catalogue and the enrichment models say of an item", _source("item_enrichment")
-)
-item_sid = _view("item_sid", item, "The item's semantic ID, and the tokenizer that gave it", _source("item_sid"))
-sid_items = _view("sid_items", sid, "The items behind a semantic ID; empty when it is gone", _source("sid_items"))
-history_push = PushSource(name=PUSH_SOURCE, batch_source=_source("user_history"))
-user_history = _view("user_history", user, "A user's purchases in time order; new ones can be pushed", history_push)
-user_topk = _view("user_topk", user, "Precomputed recommendations of one policy version", _source("user_topk"))
 
-item_lookup = FeatureService(name="item_lookup", features=[item_enrichment, item_sid])
-sid_lookup = FeatureService(name="sid_lookup", features=[sid_items])
-serving = FeatureService(name="serving", features=[user_history, user_topk])
+def definitions(in_database: bool) -> list[FeastObject]:
+    """All of them; the sources come along with their views.
 
-ENTITIES = [item, user, sid]
-FEATURE_VIEWS = [item_enrichment, item_sid, sid_items, user_history, user_topk]
-SERVICES = [item_lookup, sid_lookup, serving]
-# The sources come along with their views.
-DEFINITIONS: list[FeastObject] = [*ENTITIES, *FEATURE_VIEWS, *SERVICES]
+    Args:
+        in_database: the offline logs are read from tables of PostgreSQL, not from files.
+    """
+    source: Callable[[str], DataSource] = _table if in_database else _file
+    told = "What the catalogue and the enrichment models say of an item"
+    item_enrichment = _view("item_enrichment", item, told, source("item_enrichment"))
+    item_sid = _view("item_sid", item, "The item's semantic ID, and the tokenizer that gave it", source("item_sid"))
+    sid_items = _view("sid_items", sid, "The items behind a semantic ID; empty when it is gone", source("sid_items"))
+    history_push = PushSource(name=PUSH_SOURCE, batch_source=source("user_history"))
+    user_history = _view("user_history", user, "A user's purchases in time order; new ones can be pushed", history_push)
+    user_topk = _view("user_topk", user, "Precomputed recommendations of one policy version", source("user_topk"))
+    return [
+        *(item, user, sid),
+        *(item_enrichment, item_sid, sid_items, user_history, user_topk),
+        FeatureService(name="item_lookup", features=[item_enrichment, item_sid]),
+        FeatureService(name="sid_lookup", features=[sid_items]),
+        FeatureService(name="serving", features=[user_history, user_topk]),
+    ]

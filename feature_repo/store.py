@@ -5,6 +5,7 @@ Feast takes seconds to import, so it is imported only inside the functions that 
 
 import fcntl
 import os
+import re
 import sqlite3
 import warnings
 from collections.abc import Iterator
@@ -49,9 +50,11 @@ def feast_folder(home: Path) -> Path:
 def settings_file() -> Path:
     """Feast's settings: the file named by TESSERA_FEATURE_STORE, else this folder's.
 
-    TESSERA_REDIS, a connection string, puts the online store into Redis; without it the stores are embedded.
+    FEAST_REGISTRY_URL, the address of a PostgreSQL, chooses the stores on servers; TESSERA_REDIS, a connection string,
+    puts the online store alone into Redis; without either the stores are embedded.
     """
-    own = "feature_store_redis.yaml" if os.environ.get("TESSERA_REDIS") else "feature_store.yaml"
+    chosen = {"FEAST_REGISTRY_URL": "feature_store_production.yaml", "TESSERA_REDIS": "feature_store_redis.yaml"}
+    own = next((file for variable, file in chosen.items() if os.environ.get(variable)), "feature_store.yaml")
     return Path(os.environ.get("TESSERA_FEATURE_STORE") or HERE / own)
 
 
@@ -162,4 +165,6 @@ def _settings(home: Path) -> dict[str, Any]:
         raise InputError(f"{settings_file()} is not YAML ({error}); correct the file.") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("registry"), dict):
         raise InputError(f"{settings_file()} has no 'registry' section; start from feature_repo/feature_store.yaml.")
+    if missing := re.findall(r"\$\{(\w+)\}", str(settings)):
+        raise InputError(f"{settings_file()} needs {', '.join(sorted({*missing}))}; set it in the environment.")
     return settings

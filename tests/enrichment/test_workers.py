@@ -5,14 +5,12 @@ import re
 import subprocess
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
 
 from tessera.catalog.claims import claimed
 from tessera.catalog.engine import open_engine
@@ -39,12 +37,7 @@ INTENTS = {"surface": ["ball"], "motives": ["play"], "descriptors": [{"text": "b
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
-    server, name = make_url(request.getfixturevalue("postgres")), f"t{uuid.uuid4().hex[:12]}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return server.set(database=name).render_as_string(hide_password=False)
+    return request.getfixturevalue("new_database")()
 
 
 @pytest.fixture
