@@ -7,12 +7,14 @@ TRITON := .venv-triton
 RUN ?= runs/demo
 OVERLAY ?= local
 
-.PHONY: demo test lint k8s k8s-secrets bench bench-setup clean setup help
+.PHONY: demo test lint images image-test k8s k8s-secrets bench bench-setup clean setup help
 
 help:
 	@echo "make demo    set up, run the whole chain on the demo shop, print answers from Triton"
 	@echo "make test    set up, run every test"
-	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make lint    ruff, mypy, import-linter, hadolint"
+	@echo "make images  the container images, by docker, podman or buildah"
+	@echo "make image-test  build them, and run each confined; then a training run whose steps are containers"
 	@echo "make k8s OVERLAY=local  the manifests of an overlay, with the images of this code, in build/k8s/"
 	@echo "make k8s-secrets  passwords for the overlay local, once"
 	@echo "make bench   the benchmarks that the documents quote"
@@ -45,6 +47,13 @@ lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint images/Containerfile.*
+
+images: $(READY)
+	@$(BIN)/python -m images.build
+
+image-test: images
+	@TESSERA_IMAGE_TEST=1 $(BIN)/python -m pytest tests/images
 
 k8s: $(READY)
 	@$(BIN)/python -m pipelines.manifests render $(OVERLAY)

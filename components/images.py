@@ -8,24 +8,26 @@ from tessera.files import sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = ("tessera", "components", "validation", "feature_repo", "serving")
-FOLDERS = {
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "base": (),
     "enrich": ("tessera", "components"),
     "train": ("tessera", "components"),
     "publish": PLATFORM,
     "serve": ("tessera", "serving"),
 }
-SUFFIXES = {".py", ".md", ".json", ".yaml", ".j2", ".ini"}
+SUFFIXES = {".py", ".md", ".json", ".yaml", ".j2", ".ini", ".mako"}
+RECIPE = ("requirements.lock", "images/requirements.py", "images/install")
 
 
 @cache
 def image(kind: str) -> str:
-    """Name of the image for one kind of work ("enrich", "train", "publish" or "serve").
+    """Name of the image for one kind of work ("enrich", "train", "publish" or "serve"), or of the "base" of them all.
 
     TESSERA_IMAGE_PREFIX puts a registry or a project in front.
     """
     files = sorted(p for folder in FOLDERS[kind] for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES)
+    # An installation without the checkout builds no images.
+    recipe = (*RECIPE, "images/Containerfile.base", f"images/Containerfile.{kind}")
+    files += [ROOT / name for name in dict.fromkeys(recipe) if (ROOT / name).exists()]
     parts = [part for p in files for part in (p.relative_to(ROOT).as_posix(), p.read_bytes())]
-    lock = ROOT / "requirements.lock"
-    if lock.exists():
-        parts.append(lock.read_bytes())
     return f"{os.environ.get('TESSERA_IMAGE_PREFIX', '')}tessera-python-{kind}:{sha256_of(*parts)[:16]}"

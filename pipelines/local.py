@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
         InputError: settings that exclude each other, or a source that is not there.
     """
     relation(settings)
+    if settings.path is not None:  # steps may run in another folder
+        settings = replace(settings, path=settings.path.resolve())
 
     def only(*names: str, **more: Any) -> str:
         whole = json.loads(to_json(settings))
@@ -99,7 +102,7 @@ def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path
         warnings.simplefilter("ignore")
         console = Console(log, sys.stdout)
         local.init(
-            runner=local.SubprocessRunner(use_venv=False),
+            runner=_runner(parameters, settings, out),
             pipeline_root=str(out / "artifacts"),
             workspace_root=workspace,
             enable_caching=True,
@@ -121,6 +124,18 @@ def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path
     # Last, so that a run that fails leaves the settings of the one whose results are here.
     save_settings(settings, out / "settings.json")
     return {**outputs, "reused": console.reused, "seconds": time.monotonic() - started}
+
+
+def _runner(parameters: dict[str, Any], settings: Settings, out: Path) -> Any:
+    from kfp import local
+
+    from pipelines import containers
+
+    if not containers.wanted():
+        return local.SubprocessRunner(use_venv=False)
+    home = Path(parameters["home"])
+    home.mkdir(parents=True, exist_ok=True)
+    return containers.runner([home, out, *([settings.path.resolve()] if settings.path else [])])
 
 
 def forget_failures(cache: Path) -> None:
