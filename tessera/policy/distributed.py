@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tessera.errors import InputError
+
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)
 """How long others wait for the first, which alone validates; torchrun ends them all if one fails."""
@@ -25,10 +27,20 @@ APART = 1_000_000_007
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within, the processes that torchrun started know each other, each with a GPU of its own where there are GPUs."""
+    """Within, the processes that torchrun started know each other, each with a GPU of its own where there are GPUs.
+
+    Raises:
+        InputError: torchrun may restart them, and would let new ones meet by the addresses of dead ones.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    # What torchrun shares with its processes outlives them. Restarted ones then failed or hung every other time.
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+        raise InputError(
+            "torchrun --max-restarts needs --standalone or --rdzv-backend c10d, and in its environment "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; restarted processes would look for dead ones otherwise."
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)

@@ -69,18 +69,18 @@ def align(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: prints the metrics as JSON; an expected failure prints one sentence and exits with 2."""
-    with distributed.joined():
-        level = logging.INFO if distributed.first() else logging.ERROR
-        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-        try:
+    try:
+        with distributed.joined():
+            level = logging.INFO if distributed.first() else logging.ERROR
+            logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
             metrics = tyro.extras.subcommand_cli_from_dict(
                 {"sft": sft, "align": align}, prog="python -m tessera.policy.train", description=__doc__, args=arguments
             )
-        except TesseraError as error:
-            sys.stderr.write(f"tessera.policy.train: {error}\n")
-            raise SystemExit(2) from None
-        if distributed.first():
-            print(json.dumps({name: value for name, value in metrics.items() if name != "curve"}, default=str))
+            if distributed.first():
+                print(json.dumps({name: value for name, value in metrics.items() if name != "curve"}, default=str))
+    except TesseraError as error:
+        sys.stderr.write(f"tessera.policy.train: {error}\n")
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -23,16 +23,29 @@ from tessera.schema import SCHEMAS, read_table, write_table
 GRPO = GrpoSettings(epochs=3, batch=5, group=8, learning_rate=3e-3, validate_every=3, bonus="quality", reward="prefix")
 SDPO = PreferenceSettings(epochs=3, batch=5, negatives=5, source="beam", learning_rate=3e-3, validate_every=3)
 CHILD = """
-import json, sys
+import json, logging, sys
 from pathlib import Path
 import torch
 from tessera.policy import distributed, train
 torch.set_num_threads(1)
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 arguments = json.loads(sys.argv[1])
 with distributed.joined():
     for command in arguments:
         getattr(train, command.pop("command"))(**{name: Path(value) for name, value in command.items()})
     (Path(sys.argv[2]) / str(distributed.rank())).touch()
+"""
+
+# The first of the processes is killed as soon as its first checkpoint is whole, the other waits for it then.
+KILLED = """
+import os, signal
+from tessera.policy import checkpoints
+write = checkpoints.write
+def last(*checkpoint):
+    write(*checkpoint)
+    os.kill(os.getpid(), signal.SIGKILL)
+if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("0", "0"):
+    checkpoints.write = last
 """
 
 
@@ -100,16 +113,22 @@ def _interrupted(command: dict[str, str]) -> None:
 def pair(commands: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes make; supervised training goes on from a checkpoint that one process left."""
     out = tmp_path_factory.mktemp("pair")
-    told = json.dumps(commands(out))
     _interrupted(commands(out)[0])
-    (out / "child.py").write_text(CHILD)
+    _in_two(out, CHILD, commands(out))
+    return out
+
+
+def _in_two(out: Path, script: str, told: list[dict[str, str]], *options: str) -> str:
+    """What two processes of torchrun that carry out the commands say."""
+    (out / "child.py").write_text(script)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(out / "child.py"),
-         told, str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+        [*torchrun, str(out / "child.py"), json.dumps(told), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return out
+    return done.stderr
 
 
 def test_two_processes_take_the_steps_of_one(alone: Path, pair: Path) -> None:
@@ -132,6 +151,18 @@ def test_two_processes_end_with_the_weights_of_one(alone: Path, pair: Path) -> N
             np.testing.assert_allclose(a.detach(), b.detach(), atol=2e-3)
 
 
+def test_after_a_kill_torchrun_goes_on_from_the_checkpoint(alone: Path, commands: Callable, tmp_path: Path) -> None:
+    said = _in_two(tmp_path, KILLED + CHILD, commands(tmp_path)[:1], "--max-restarts=1")
+    assert "Signal 9 (SIGKILL)" in said or "exitcode: -9" in said
+    assert said.count("resuming policy training after epoch") == 1
+    assert [p["epoch"] for p in load_manifest(tmp_path / "sft", "policy").metrics["curve"]] == [
+        point["epoch"] for point in curves(alone)["sft"]
+    ]
+    one, two = (Recommender.load(out / "sft").backbone.model for out in (alone, tmp_path))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        np.testing.assert_allclose(a.detach(), b.detach(), atol=2e-3)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_shares_cover_every_row_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "together", lambda: True)
@@ -144,6 +175,18 @@ def test_shares_cover_every_row_once(size: int, monkeypatch: pytest.MonkeyPatch)
         assert sorted(row for rows, part in shares if part for row in rows) == list(range(count))
         assert sum(part for _, part in shares) == pytest.approx(1)
         assert all(len(rows) for rows, _ in shares)
+
+
+def test_restarts_over_a_store_that_outlives_them_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        train.main(["sft"])
+    assert ended.value.code == 2
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err
 
 
 def test_help_says_how_to_start_it(capsys: pytest.CaptureFixture[str]) -> None:
