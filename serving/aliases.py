@@ -2,7 +2,9 @@
 
 The policy's alias `champion` is the one source of truth. The tokenizer's aliases follow from it, because every policy
 version names its tokenizer in a tag. A move is announced in a tag of the registered model before it starts, and the
-champion moves last: a process that died in between leaves a move that the next call finishes or undoes.
+champion moves when what it replaces has been written down: a process that died in between leaves a move that the next
+call finishes or undoes. A canary goes after the champion has moved: replicas that follow it must not turn back for a
+moment.
 """
 
 import json
@@ -28,6 +30,7 @@ class Aliases:
     challenger: str | None = None
     previous: str | None = None
     champion: str | None = None
+    canary: str | None = None
 
 
 def registered(client: "MlflowClient", model: str) -> "RegisteredModel | None":
@@ -58,7 +61,7 @@ def tokenizer_of(client: "MlflowClient", tokenizer: str, whose: str) -> str:
 def settle(client: "MlflowClient") -> Aliases:
     """Finish or undo an interrupted move and let the tokenizer's aliases follow the policy's; returns the result.
 
-    The champion moves last, so a move whose champion is in place is finished and any other is undone.
+    A move whose champion is in place is finished, any other is undone.
     """
     policy = registered(client, POLICY)
     if policy is None:
@@ -98,7 +101,7 @@ def move(client: "MlflowClient", change: Callable[[Aliases], Aliases]) -> None:
 
 
 def _point(client: "MlflowClient", target: Aliases) -> None:
-    """Move what is not yet in place: the tokenizer's aliases first, the policy's champion last."""
+    """Move what is not yet in place: the tokenizer's aliases first, the policy's champion behind its predecessor."""
     policy_rows, tokenizer_rows = (client.search_model_versions(f"name = '{name}'") for name in (POLICY, TOKENIZER))
     needs = {str(row.version): row.tags.get("tokenizer_version") for row in policy_rows}
     holds = {row.tags.get("bundle_version"): str(row.version) for row in tokenizer_rows}

@@ -23,6 +23,7 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
     "tessera_queue_seconds_total": ("waited_s", "Seconds that requests waited before they were decoded"),
     "tessera_busy_total": ("busy", "Requests refused because the queue was full"),
     "tessera_late_total": ("late", "Requests refused because they had waited as long as they wanted to"),
+    "tessera_failed_total": ("failed", "Requests that the policy failed on, with nothing wrong with them"),
 }
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ of Kubernetes' probes. A probe overtakes what waits in the queue, so a server th
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +38,18 @@ class Served:
     index_version: str
 
 
-def ask(http_url: str, timeout_s: float = 30.0) -> Served:
+def ask(http_url: str, timeout_s: float = 30.0, history: Sequence[str] = ()) -> Served:
     """Ask for a recommendation and return what answered.
+
+    Args:
+        history: asked as anybody's request, in the queue with the others; without it the question is a probe.
 
     Raises:
         ServiceError: the server is not up, too slow or busy, or did not recommend.
     """
-    answer = post(f"{http_url}/v2/models/{MODEL}/infer", _QUESTION, timeout_s)
+    asked = {"name": "history", "shape": [1, len(history)], "datatype": "BYTES", "data": list(history)}
+    question = {"inputs": [asked]} if history else _QUESTION
+    answer = post(f"{http_url}/v2/models/{MODEL}/infer", question, timeout_s)
     outputs = {output["name"]: output["data"] for output in answer.get("outputs", [])}
     if not outputs.get("item_ids") or not outputs.get("policy_version"):
         raise ServiceError(f"the server at {http_url} answered without recommendations; look into its log.")

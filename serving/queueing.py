@@ -50,11 +50,15 @@ class Waiting:
 
 @dataclass
 class QueueStatistics:
-    """Cumulative counters: seconds waited by the requests that were decoded, and refusals by reason."""
+    """Cumulative counters: seconds waited by the requests that were decoded, refusals by reason, and failures.
+
+    failed counts requests that nothing was wrong with but the policy.
+    """
 
     waited_s: float = 0.0
     busy: int = 0
     late: int = 0
+    failed: int = 0
 
 
 class Dispatcher:
@@ -144,7 +148,9 @@ class Dispatcher:
         gather_s, size = 0.0, 0
         while batch := self._take(gather_s, size):
             started = time.monotonic()
-            for one, answer in zip(batch, self._answers(batch), strict=True):
+            answers = self._answers(batch)
+            self._count_failures(answers)
+            for one, answer in zip(batch, answers, strict=True):
                 _reply(one, answer)
             size, took = len(batch), time.monotonic() - started
             self._batch_s = max(took, self._batch_s / 2)
@@ -193,6 +199,12 @@ class Dispatcher:
             log.exception("a batch failed")
             reason = f"the policy failed ({type(error).__name__}); see the server's log."
             return [Refusal(reason, "internal")] * len(batch)
+
+    def _count_failures(self, answers: Sequence[Answer]) -> None:
+        failed = sum(isinstance(answer, Refusal) and answer.kind == "internal" for answer in answers)
+        if failed:
+            with self._arrived:
+                self.statistics.failed += failed
 
 
 def _reply(one: Waiting, answer: Answer) -> None:

@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 MODELS = {"tokenizer": TOKENIZER, "policy": POLICY}
+DOWNLOADS = "downloads"
+"""Folder of a home with the bundles that came from another machine; it may be removed, and is filled again."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Version:
     metrics: dict[str, float]
     created: datetime
     run_id: str | None
+    tags: dict[str, str] = field(default_factory=dict)
+    """All that was written on it; see serving/canary.py, newer_sids.py and journal.py."""
 
 
 class Registry:
@@ -48,7 +52,8 @@ class Registry:
 
     Args:
         home: folder of the platform; artefacts go to home/mlartifacts, and a lock file there keeps moves apart.
-        url: MLflow tracking and registry URI; empty for the SQLite database home/mlflow.db.
+        url: MLflow tracking and registry URI; empty for the server that MLFLOW_TRACKING_URI names, else the SQLite
+            database home/mlflow.db.
 
     Raises:
         InputError: the URL is of no kind that has a registry.
@@ -159,10 +164,18 @@ class Registry:
             BundleError: the stored bundle is damaged.
             ServiceError: the artefacts cannot be had.
         """
-        version = self.resolve(reference, model)
+        return self.bundle(self.resolve(reference, model))
+
+    def bundle(self, version: Version) -> Path:
+        """`download` of a version that was looked up already; it writes nothing to the registry.
+
+        Raises:
+            BundleError, ServiceError: as `download`.
+        """
+        model = version.model
         with speaking_of(self.url), self._locked():
             uri = self.client.get_model_version_download_uri(model, version.version)
-            bundle = find_bundle(self._fetch(uri, self.home / "downloads" / f"{model}-{version.bundle_version}"))
+            bundle = find_bundle(self._fetch(uri, self.home / DOWNLOADS / f"{model}-{version.bundle_version}"))
         load_manifest(bundle, next(kind for kind, name in MODELS.items() if name == model))
         return bundle
 
@@ -184,6 +197,17 @@ class Registry:
                 )
             return Path(download_artifacts(run_id=version.run_id, artifact_path=folder, tracking_uri=self.url))
 
+    def named(self, *wanted: str) -> dict[str, Version]:
+        """The policy versions that these aliases name this moment, for readers that are many.
+
+        Nothing is repaired: a reader on another machine must not settle a move that its mover is in the midst of.
+        """
+        with speaking_of(self.url):
+            aliases = alias_moves.named(alias_moves.registered(self.client, POLICY))
+            there = [alias for alias in wanted if alias in aliases]
+            found = [(alias, self.client.get_model_version(POLICY, aliases[alias])) for alias in there]
+        return {alias: _describe(row, aliases) for alias, row in found}
+
     def aliases(self) -> Aliases:
         """Where the policy's aliases point, after repairing an interrupted move."""
         with speaking_of(self.url), self._locked():
@@ -200,10 +224,18 @@ class Registry:
         self._move(lambda now: replace(now, challenger=number))
         return self.resolve(number)
 
+    def set_canary(self, number: str | None) -> None:
+        """Let `canary` name a policy version, and its tokenizer; None ends it. See serving/canary.py.
+
+        Raises:
+            InputError, ServiceError: as `set_challenger`.
+        """
+        self._move(lambda now: replace(now, canary=number))
+
     def promote(self, reference: str = "challenger") -> Version:
         """champion becomes previous and the version becomes champion, policy and tokenizer together or not at all.
 
-        Promoting the champion again changes nothing.
+        Promoting the champion again changes nothing. A canary ends with it.
 
         Raises:
             InputError: no such alias or version, or its tokenizer is not registered.
@@ -231,7 +263,7 @@ class Registry:
         def change(now: Aliases) -> Aliases:
             if now.previous is None:
                 raise InputError(f"{POLICY} has no previous version to go back to; promote a second version first.")
-            return replace(now, champion=now.previous, previous=now.champion)
+            return replace(now, champion=now.previous, previous=now.champion, canary=None)
 
         self._move(change)
         return self.resolve("champion")
@@ -311,5 +343,5 @@ def _describe(row: "ModelVersion", aliases: dict[str, str]) -> Version:
         row.name, number, row.tags.get("bundle_version", ""), row.tags.get("tokenizer_version", ""),
         tuple(sorted(alias for alias, version in aliases.items() if version == number)),
         json.loads(row.tags.get("metrics", "{}")),
-        datetime.fromtimestamp(row.creation_timestamp / 1000, timezone.utc), row.run_id,
+        datetime.fromtimestamp(row.creation_timestamp / 1000, timezone.utc), row.run_id, dict(row.tags),
     )

@@ -22,8 +22,12 @@ Curves = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def default_url(home: Path) -> str:
-    """The SQLite tracking and registry database of a platform home."""
-    return f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    """The MLflow server that MLFLOW_TRACKING_URI names, else the SQLite database of a platform home.
+
+    Only a server: MLflow itself writes the databases that a process has opened into that variable.
+    """
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named if named.startswith("http") else f"sqlite:///{home.resolve() / 'mlflow.db'}"
 
 
 def connect(url: str) -> "MlflowClient":

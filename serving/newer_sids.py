@@ -1,0 +1,64 @@
+"""A newer SIDs table of a registered policy, in the registry, where all replicas find it.
+
+New items get SIDs from the policy's own tokenizer without a new policy. The table is kept with the run that made the
+policy, and a tag of the policy version names it: whoever serves the version serves it over this table.
+"""
+
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from serving.aliases import POLICY
+from serving.registry import DOWNLOADS, Registry, Version
+from serving.tracking import speaking_of
+from tessera.errors import BundleError, InputError
+from tessera.files import sha256_file
+from tessera.schema import read_table
+
+TAG = "newer_sids"
+
+
+def publish(registry: Registry, version: Version, sids: Path) -> None:
+    """Let a policy version be served over a newer SIDs table; the same table again changes nothing.
+
+    Raises:
+        BundleError: it is of another tokenizer than the policy.
+        InputError: it is no SIDs table, or the version has no run to keep it with.
+        ServiceError: MLflow refused.
+    """
+    found = pc.unique(read_table("sids", sids)["tokenizer_version"]).to_pylist()
+    if found != [version.tokenizer_version]:
+        raise BundleError(
+            f"policy {version.version} writes SIDs of tokenizer {version.tokenizer_version}, {sids} holds those of "
+            f"{', '.join(map(str, found)) or 'none'}; append to the SIDs of its own tokenizer."
+        )
+    if version.run_id is None:
+        raise InputError(f"version {version.version} of {POLICY} has no run to keep SIDs with; register it again.")
+    folder = f"{TAG}/{sha256_file(sids)[:12]}"
+    if version.tags.get(TAG) == f"{folder}/{sids.name}":
+        return
+    with speaking_of(registry.url):  # the table before the tag that leads readers to it
+        registry.client.log_artifact(version.run_id, str(sids), folder)
+        registry.client.set_model_version_tag(POLICY, version.version, TAG, f"{folder}/{sids.name}")
+
+
+def fetch(registry: Registry, version: Version) -> Path | None:
+    """The newer SIDs table of a version as a file, None where the policy's own is the newest.
+
+    Raises:
+        ServiceError: it cannot be had.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    if TAG not in version.tags or version.run_id is None:
+        return None
+    target = registry.home / DOWNLOADS
+    target.mkdir(exist_ok=True)
+    with speaking_of(registry.url):
+        kept = {"run_id": version.run_id, "artifact_path": version.tags[TAG], "tracking_uri": registry.url}
+        return Path(download_artifacts(**kept, dst_path=str(target)))
+
+
+def index_version(version: Version) -> str | None:
+    """What a server of the version says of its index, where it has a newer table."""
+    return version.tags[TAG].split("/")[1] if TAG in version.tags else None

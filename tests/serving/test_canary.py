@@ -1,0 +1,82 @@
+"""Who follows a canary, and when it is in trouble; without any server."""
+
+from datetime import datetime, timezone
+
+import pytest
+
+from serving.canary import REPLICAS, SHARE, followers
+from serving.journal import LONGEST, TAG, entries
+from serving.registry import Version
+from serving.replicas import Window, expand
+from serving.rollout import SURE, Trouble, judge
+from serving.sync import ordinal_of
+from tessera.errors import InputError
+
+
+def version(**tags: str) -> Version:
+    return Version("sid-policy", "1", "abc", "def", (), {}, datetime.now(timezone.utc), None, tags)
+
+
+def test_every_share_of_every_number_of_replicas_is_followed_by_so_many() -> None:
+    for replicas in range(1, 101):
+        for count in range(replicas + 1):
+            tags = {SHARE: str(count / replicas), REPLICAS: str(replicas)}
+            assert followers(version(**tags)) == count
+    assert followers(version(**{SHARE: "0.5", REPLICAS: "3"})) == 1  # half of three: the first
+
+
+@pytest.mark.parametrize("tags", [{}, {SHARE: "1"}, {REPLICAS: "3"}, {SHARE: "most", REPLICAS: "3"}])
+def test_a_canary_that_does_not_say_how_many_is_followed_by_nobody(tags: dict[str, str]) -> None:
+    assert followers(version(**tags)) == 0
+
+
+def test_a_replica_has_the_number_of_its_pod() -> None:
+    assert ordinal_of("triton-12") == 12
+    with pytest.raises(InputError, match="'triton' is no StatefulSet's pod"):
+        ordinal_of("triton")
+
+
+def test_addresses_of_replicas() -> None:
+    assert expand(["http://a:8000", "http://b:8000"]) == ["http://a:8000", "http://b:8000"]
+    assert expand([]) == []
+    assert expand(["http://127.0.0.1{}:8000"])[:2] == ["http://127.0.0.10:8000", "http://127.0.0.11:8000"]
+    for wrong in ("triton:8000", "grpc://triton:8001", "http://"):
+        with pytest.raises(InputError, match="is no address of a replica"):
+            expand([wrong])
+
+
+def window(requests: int, errors: int, ms: float = 1.0) -> Window:
+    return Window(requests, errors, 0.0, requests, requests * ms / 1e3)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "trouble"),
+    [
+        (window(100, 0), window(100, 0), ""),
+        (window(100, 3), window(100, 0), "2.9% of its requests failed, 0.0% of the champion's"),
+        (window(100, 3), window(100, 4), ""),  # whatever it is, it is not the canary
+        (window(0, 5), window(0, 0), "100.0% of its requests failed"),
+        (window(100, 0, 30.0), window(100, 0, 10.0), "a request takes 30 ms, the champion's 10 ms"),
+        (window(100, 0, 4.0), window(100, 0, 1.0), ""),  # nobody notices
+        (window(0, 0), window(100, 0), ""),
+    ],
+)
+def test_a_canary_is_held_to_what_the_others_show(mine: Window, theirs: Window, trouble: str) -> None:
+    if not trouble:
+        return judge(mine, theirs, 0.01, 2.0)
+    with pytest.raises(Trouble, match=trouble):
+        judge(mine, theirs, 0.01, 2.0)
+    return None
+
+
+def test_a_step_is_only_ended_early_by_errors_and_not_by_the_first() -> None:
+    judge(window(2, 1), window(100, 0), 0.01, None)
+    judge(window(100, 0, 1000.0), window(100, 0), 0.01, None)
+    with pytest.raises(Trouble, match=r"0.0% of the champion.s \(because\)"):
+        judge(window(SURE, 5), window(100, 0), 0.01, None, "because")
+
+
+def test_a_journal_that_cannot_be_read_is_empty() -> None:
+    for text in ("", "no json", '[{"unknown": 1}]', "[1]"):
+        assert entries({TAG: text}) == []
+    assert LONGEST < 5000
