@@ -89,7 +89,7 @@ def roll_out(
     if champion is not None and not replicas:
         raise InputError("there is no replica of Triton to roll out to; check their addresses.")
     try:
-        with _ending_in_order():
+        with ending_in_order():
             if champion is not None:
                 _try(_Move(registry, target, champion, replicas, watch_s, max_error_rate, max_latency_ratio, load_s))
             publish()
@@ -216,7 +216,7 @@ def _still_wanted(move: _Move) -> None:
 
 
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
+def ending_in_order() -> Iterator[None]:
     """Let SIGTERM, the end of a pod, be an exception, so that the canary is taken away first."""
     if threading.current_thread() is not threading.main_thread():
         yield
