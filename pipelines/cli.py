@@ -65,30 +65,42 @@ def promote(
     version: Annotated[str, tyro.conf.Positional] = "challenger",
     home: Home = None,
     platform: PlatformSettings = PLATFORM,
+    who: str = "",
+    why: str = "",
 ) -> None:
     """Make a registered policy the champion: features, served policy and alias move together or not at all.
 
+    With --platform.replicas it goes from one Triton to the next, each watched, and back where it fails or is slow.
+
     Args:
         version: version number or alias.
+        who: name for the version's journal; else the user's.
+        why: reason for the journal.
     """
     from components.promote import promotion
 
-    _moved(promotion.promote(_home(home or platform.home), platform, version))
+    _moved(promotion.promote(_home(home or platform.home), platform, version, who=who, why=why))
 
 
-def rollback(home: Home = None, platform: PlatformSettings = PLATFORM) -> None:
-    """Make the previous champion the champion again, with its tokenizer and features."""
+def rollback(home: Home = None, platform: PlatformSettings = PLATFORM, who: str = "", why: str = "") -> None:
+    """Make the previous champion the champion again, with its tokenizer and features; or end a running promotion.
+
+    Args:
+        who: name for the version's journal; else the user's.
+        why: reason for the journal.
+    """
     from components.promote import promotion
 
-    _moved(promotion.rollback(_home(home or platform.home), platform))
+    _moved(promotion.rollback(_home(home or platform.home), platform, who=who, why=why))
 
 
 def versions(home: Home = None, mlflow_url: str = "") -> None:
-    """List the registered tokenizers and policies.
+    """List the registered tokenizers and policies, and who made which of them the champion, when and why.
 
     Args:
-        mlflow_url: MLflow tracking and registry URI; empty for the embedded one.
+        mlflow_url: MLflow tracking and registry URI; else MLFLOW_TRACKING_URI, else the embedded one.
     """
+    from serving import journal
     from serving.registry import Registry
 
     found = Registry(_home(home), mlflow_url).versions()
@@ -102,6 +114,10 @@ def versions(home: Home = None, mlflow_url: str = "") -> None:
             f"{one.model:<14}{one.version:<9}{one.bundle_version:<14}{one.tokenizer_version:<14}{shown:<14}"
             f"{', '.join(one.aliases)}"
         )
+    for one, entry in journal.history(found):
+        said = ": ".join(filter(None, (entry.who, entry.why)))
+        detail = f" ({entry.detail})" if entry.detail else ""
+        plain(f"{entry.when}  version {one.version} {entry.outcome} by {said}{detail}")
 
 
 def lookup(
@@ -277,6 +293,9 @@ def _ago(seconds: float) -> str:
 
 
 def _moved(result: dict[str, Any]) -> None:
+    if "canary_ended" in result:
+        plain(f"version {result['canary_ended']} is no longer rolled out; champion stays version {result['champion']}.")
+        return
     plain(
         f"champion is version {result['champion']} (policy {result['policy_version']}); "
         f"served as release {result['release']}."

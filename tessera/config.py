@@ -249,7 +249,7 @@ class PlatformSettings:
     """Folder of registry, feature store and served models, shared by the runs over one catalogue; else TESSERA_HOME,
     else `.tessera/<catalogue>`."""
     mlflow_url: str = ""
-    """MLflow tracking and registry URI."""
+    """MLflow tracking and registry URI; else the server that MLFLOW_TRACKING_URI names, else the embedded one."""
     host: str = "127.0.0.1"
     """Address that the embedded servers listen on."""
     http_port: int = 8000
@@ -260,6 +260,15 @@ class PlatformSettings:
     """Triton's Prometheus metrics."""
     features_port: int = 6566
     """Feast's feature server."""
+    replicas: tuple[str, ...] = ()
+    """Tritons that follow the registry, in order, each as http://host:8000; {} stands for the ordinals of all that
+    there are, as in http://triton-{}.triton-replicas:8000. Else TESSERA_REPLICAS, else the embedded server alone."""
+    watch_s: float = 60.0
+    """How long each step of a roll-out over the replicas is watched."""
+    max_error_rate: float = 0.01
+    """By how much the error rate of those with the challenger may exceed that of the others."""
+    max_latency_ratio: float = 2.0
+    """How many times as long as theirs a request may take."""
 
 
 @dataclass(frozen=True)
@@ -385,6 +394,8 @@ def _build(cls: Any, raw: dict[str, Any]) -> Any:
             value = _build(hint, value)
         elif hint == Path | None and value is not None:
             value = Path(value)
+        elif get_origin(hint) is tuple:
+            value = tuple(value)
         elif get_origin(hint) is Literal and value not in get_args(hint):
             raise TypeError(f"{name} is '{value}', not one of {', '.join(get_args(hint))}")
         values[name] = value

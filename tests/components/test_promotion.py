@@ -1,6 +1,9 @@
-"""A promotion that fails half way, on a real registry and feature store: nothing of it may be served later."""
+"""Promotions on a real registry and feature store: one that fails half way, and one over a replica that follows."""
 
 import os
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,15 @@ import torch
 
 from components.promote import promotion
 from components.register import registering
+from feature_repo.store import read_state
+from pipelines import cli
+from serving.canary import raise_to
 from serving.model_repository import newest, releases
+from serving.probe import ask
 from serving.registry import Registry
+from serving.rollout import wait_for
+from serving.server import TritonServer
+from serving.sync import Follower
 from tessera.config import PlatformSettings, PolicySettings, Settings, TokenizerSettings
 from tessera.errors import ServiceError
 from tessera.files import write_json
@@ -35,10 +45,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(folder / "tokenizer", {"collision_rate_after": 0.0, "utilisation": [0.5]}, "seed 0")
     fixed = {"moved": False, "tokenizer_version": tokenizer.version}
     sids = [{"item_id": item, "sid": f"{i}_0_0", "codes": [i, 0, 0], **fixed} for i, item in enumerate(ITEMS)]
-    backbone = build(PolicySettings(hidden=16, layers=1, heads=2, text_vocabulary=300), ITEMS, 3, 8, 0)
     table = pa.Table.from_pylist(sids, schema=SCHEMAS["sids"])
-    described: dict[str, Any] = {"config": {}, "metrics": {}}
-    save_policy(folder / "policy", backbone, table, codebook_size=8, max_history=5, **described)
+    for seed in range(2):
+        backbone = build(PolicySettings(hidden=16, layers=1, heads=2, text_vocabulary=300), ITEMS, 3, 8, seed)
+        described: dict[str, Any] = {"config": {"seed": seed}, "metrics": {}}
+        save_policy(folder / f"policy{seed}", backbone, table, codebook_size=8, max_history=5, **described)
     described = {"description": "", "categories": [], "attributes": [], "brand": "", "image_status": "none"}
     rows = {
         "items": [{**described, "item_id": item, "title": item, "image": None} for item in ITEMS],
@@ -52,11 +63,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_table(name, pa.Table.from_pylist(content, schema=SCHEMAS[name]), folder / f"{name}.parquet")
     write_json(folder / "evaluation.json", {"test": {}, "validation": {}, "popularity": {}})
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    registering.run(
-        {name: folder / f"{name}.parquet" for name in rows}, folder / "tokenizer", folder / "policy",
-        folder / "evaluation.json", Settings(), str(folder / "home"), folder / "versions.json",
-    )  # fmt: skip
+    register(folder / "home", 0)
     return folder / "home"
+
+
+def register(home: Path, policy: int) -> None:
+    """Register a policy as the challenger, with the features of all."""
+    folder = home.parent
+    registering.run(
+        {name: folder / f"{name}.parquet" for name in promotion.TABLES}, folder / "tokenizer",
+        folder / f"policy{policy}", folder / "evaluation.json", Settings(), str(home), folder / "versions.json",
+    )  # fmt: skip
 
 
 def test_a_first_promotion_that_fails_leaves_no_release_for_the_next_start(
@@ -74,3 +91,82 @@ def test_a_first_promotion_that_fails_leaves_no_release_for_the_next_start(
     assert Registry(home).aliases().champion is None
     done = promotion.promote(home, PlatformSettings())
     assert done["policy_version"] == newest(home / "triton" / "models").policy_version
+
+
+def neighbours() -> int:
+    """A free port whose second neighbour, for the metrics, is free as well."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            try:
+                other.bind(("127.0.0.1", port + 2))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+@pytest.fixture
+def replica(home: Path, tmp_path: Path) -> Iterator[str]:
+    """A Triton that follows the registry of the home; its URL."""
+    ended, url, port = threading.Event(), f"sqlite:///{home / 'mlflow.db'}", neighbours()
+    first = Follower(lambda: Registry(tmp_path / "sync", url), 0, tmp_path / "models")
+    assert first.look() == "waiting"
+    with TritonServer(tmp_path / "models", http_port=port, grpc_port=0, metrics_port=port + 2) as server:
+        follower = Follower(lambda: Registry(tmp_path / "sync", url), 0, tmp_path / "models", server.http_url)
+
+        def follow() -> None:
+            while not ended.wait(0.5):
+                follower.look()
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        yield server.http_url
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.integration
+def test_a_replica_and_the_features_move_together_and_back(
+    home: Path, replica: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platform = PlatformSettings(replicas=(replica,), watch_s=1.0, max_latency_ratio=50.0)
+    register(home, 1)
+    versions = {one.version: one.bundle_version for one in Registry(home).versions() if one.model == "sid-policy"}
+
+    def state() -> tuple[str | None, str, str, str]:
+        """Champion, and the policy that the replica, the features and the home's release are of."""
+        served, published = ask(replica).policy_version, read_state(home).policy_version
+        return Registry(home).aliases().champion, served, published, newest(home / "triton" / "models").policy_version
+
+    assert state() == ("1", *[versions["1"]] * 3)
+    publish = promotion.publish
+
+    def fail(*_: object, **of: Any) -> Any:
+        if of["policy_version"] != versions["2"]:
+            return publish(*_, **of)
+        assert ask(replica).policy_version == versions["2"]  # features move when all replicas have moved
+        raise ServiceError("the feature store is gone.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "publish", fail)
+        with pytest.raises(ServiceError, match="the feature store is gone"):
+            promotion.promote(home, platform, who="ann", why="a try")
+    wait_for([replica], Registry(home).resolve("1"))
+    assert state() == ("1", *[versions["1"]] * 3)
+
+    promotion.promote(home, platform, who="ann", why="better")
+    assert state() == ("2", *[versions["2"]] * 3)
+    promotion.rollback(home, platform, who="bob")
+    assert state() == ("1", *[versions["1"]] * 3)
+
+    raise_to(Registry(home), Registry(home).resolve("2"), 1, 1)  # as a promotion does that runs elsewhere
+    assert promotion.rollback(home, platform)["canary_ended"] == "2"
+    assert Registry(home).aliases().champion == "1"
+    cli.versions(home)
+    said = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("20")]
+    assert said[-3:] == [
+        "version 2 failed by ann: a try (the feature store is gone.)",
+        "version 2 promoted by ann: better (version 2 is the champion: all 1 replicas serve it.)",
+        "version 1 again champion by bob",
+    ]
