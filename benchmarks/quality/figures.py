@@ -18,7 +18,7 @@ def draw(cells: Cells, titles: Mapping[str, str], folder: Path) -> list[Path]:
     """All figures that these cells are enough for."""
     drawn = []
     for table in TABLES:
-        if sum(name in cells for name in TABLES[table][1]) > 1:
+        if any(name in cells for name in TABLES[table][1]):
             drawn.append(_bars(cells, titles, table, folder / f"{table}.svg"))
     dials = {titles[name]: of for name, of in cells.items() if of and all("dial" in cell for cell in of)}
     if dials:

@@ -33,7 +33,7 @@ def write_report(
     catalogue = settings.path.name if settings.path else settings.source
     parts = [f"# Quality on {catalogue}, budget {budget}", _facts(cells, ground, settings, budget, command)]
     for table, (title, names) in TABLES.items():
-        if sum(name in cells for name in names) > 1:
+        if any(name in cells for name in names) and sum(name in cells or name in notes for name in names) > 1:
             parts += [f"## {title}", tables.ranking_table(cells, table, titles, notes), f"![{title}]({table}.svg)"]
     if (found := _papers_against_peers(cells, titles, ground)) is not None:
         parts += ["## The best of the papers' systems against the best peer", found]
