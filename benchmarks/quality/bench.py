@@ -130,9 +130,10 @@ def run(
                 notes[name] = str(missing)
     finally:
         stored = {name: [cell for seed in range(seeds) if (cell := bench.cell(name, seed))] for name in every}
-        if cells := {name: found for name, found in stored.items() if found}:
+        cells = {name: found for name, found in stored.items() if found}
+        if cells:
             write_report(cells, notes, bench.ground, settings, budget, command, out)
-    if not cells:
+    if set(notes) == {name for _, name in todo}:
         raise InputError(f"nothing was measured: {', '.join(f'{name} is {note}' for name, note in notes.items())}.")
     return out / "report.md"
 
