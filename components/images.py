@@ -16,7 +16,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "serve": ("tessera", "serving"),
 }
 SUFFIXES = {".py", ".md", ".json", ".yaml", ".j2", ".ini", ".mako"}
-RECIPE = ("requirements.lock", "images/requirements.py", "images/install")
+RECIPE = ("requirements.lock", "images/requirements.py", "images/install", "images/metadata.py", "images/tritonserver")
 
 
 @cache

@@ -21,7 +21,7 @@ register(
 promote(HOME, chosen.platform)
 assert Registry(HOME, "").resolve("champion").version == "1"
 known = read_table("sids", table("sids")).to_pylist()[0]
-assert item(str(HOME), known["item_id"]).sid == known["sid"]
+assert item(HOME, known["item_id"]).sid == known["sid"]
 # The same image runs these servers.
 for server in ("mlflow", "feast"):
     assert shutil.which(server), server
