@@ -165,7 +165,7 @@ def precompute(
         batch_size: users decoded together.
         chunk: users published together; what an ended command loses at most.
     """
-    from pipelines.precompute import precompute as start
+    from components.precompute.precomputing import precompute as start
 
     done = start(_home(home or platform.home), everyone=everyone, k=k, batch_size=batch_size, chunk=chunk)
     plain(

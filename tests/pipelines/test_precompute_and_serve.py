@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from components.precompute.precomputing import precompute
 from feature_repo import lookup, publish, writer
 from feature_repo.store import open_store
 from pipelines.cli import main
-from pipelines.precompute import precompute
 from serving.model_repository import export
 from tessera.config import PolicySettings
 from tessera.decoding.recommender import Recommender as Engine
