@@ -67,17 +67,23 @@ def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
 
 
 def source_digest(path: Path | None, source: str = "parquet") -> str:
-    """Names, sizes and times of a source's files: enough to see that it changed, cheap for any size.
-
-    The photos of an `amazon` source are left out: ingest itself downloads them there.
-    """
+    """Names, sizes and times of a source's files: enough to see that it changed, cheap for any size."""
     if path is None:
         return ""
+    files = source_files(path, source)
+    return sha256_of(*(f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files))[:16]
+
+
+def source_files(path: Path, source: str) -> list[Path]:
+    """A source's files, without the photos of an `amazon` source: ingest itself downloads them there.
+
+    Raises:
+        InputError: the path is not a folder.
+    """
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; --path must name the folder that holds the catalogue's files.")
     skipped = path / "images" if source == "amazon" else None
-    files = sorted(p for p in path.rglob("*") if p.is_file() and (skipped is None or skipped not in p.parents))
-    return sha256_of(*(f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files))[:16]
+    return sorted(p for p in path.rglob("*") if p.is_file() and (skipped is None or skipped not in p.parents))
 
 
 def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path) -> dict[str, Any]:

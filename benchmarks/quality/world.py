@@ -1,7 +1,9 @@
 """What all systems share: one catalogue, its enrichments and its split, each made when it is first asked for."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,12 @@ import pyarrow as pa
 
 from benchmarks.quality.store import key_of
 from benchmarks.quality.systems import Words
-from pipelines.local import source_digest
+from pipelines.local import source_files
 from tessera.catalog import ingest
 from tessera.config import Settings, relation, to_json
 from tessera.enrichment import stages
 from tessera.enrichment.branches import Branch, branch_settings
-from tessera.files import replacing
+from tessera.files import replacing, sha256_of
 from tessera.schema import read_table, write_table
 from tessera.tokenizer import relations
 
@@ -32,9 +34,9 @@ class World:
 
     @property
     def digest(self) -> str:
-        """Digest of the source, and of what of its users is taken."""
+        """Digest of the source's contents, the same on every machine, and of what of its users is taken."""
         s = self.settings
-        told = [s.source, source_digest(s.path, s.source), to_json(s.catalogue), to_json(s.shop), self.users]
+        told = [s.source, _contents(s.path, s.source), to_json(s.catalogue), to_json(s.shop), self.users]
         return key_of([*told, s.seed if s.source == "shop" else 0])
 
     def ingest(self) -> None:
@@ -139,3 +141,12 @@ def _some(splits: pa.Table, users: int) -> pa.Table:
     if not users or users >= splits.num_rows:
         return splits
     return splits.take(np.sort(np.random.default_rng(0).permutation(splits.num_rows)[:users]))
+
+
+@cache
+def _contents(path: Path | None, source: str) -> str:
+    # By content, not by time as the pipelines do: cells are copied between machines, and so are sources.
+    if path is None:
+        return ""
+    files = [(p.relative_to(path), hashlib.sha256(p.read_bytes()).hexdigest()) for p in source_files(path, source)]
+    return sha256_of(*(f"{name} {digest}" for name, digest in files))[:16]

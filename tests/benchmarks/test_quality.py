@@ -1,6 +1,7 @@
 """The quality bench: a smoke run on the shop, run twice, and its parts by hand."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,16 @@ def test_the_split_is_cut_to_the_budget_and_stays_so(plain_shop: Settings, tmp_p
     assert one.splits.read_bytes() == other.splits.read_bytes()
     assert read_table("splits", one.splits).num_rows == 50
     assert one.digest == other.digest != World(plain_shop, tmp_path, 0).digest
+
+
+def test_a_copied_source_is_the_same_world_and_a_changed_one_is_not(settings: Settings, tmp_path: Path) -> None:
+    def digest(folder: str, text: str, seconds: int) -> str:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "items.csv").write_text(text)
+        os.utime(tmp_path / folder / "items.csv", (seconds, seconds))
+        return World(replace(settings, source="parquet", path=tmp_path / folder), tmp_path, 0).digest
+
+    assert digest("here", "a", 1) == digest("copied", "a", 2) != digest("changed", "b", 1)
 
 
 def test_a_tokenizer_is_given_what_its_relation_made(settings: Settings, world: World) -> None:
