@@ -98,11 +98,15 @@ def test_a_full_queue_refuses_at_once_and_what_it_took_is_answered(slow: TritonS
 
 def test_a_request_that_waited_longer_than_it_said_is_not_decoded(slow: TritonServer) -> None:
     patient, hasty = [{}] * 5, [{"timeout": 2_000}] * 3  # together they fit into the queue
-    found = ask_many(slow, patient + hasty)
-    assert {said for said, _ in found[:5]} == {"answered"}
-    refused = {said for said, _ in found[5:]}
-    assert refused & {LATE, BUSY}  # busy, where it was plain from the start that the time would not do
-    assert refused <= {LATE, BUSY, "answered"}
+    refused: set[str] = set()
+    for _ in range(10):  # the hasty ones may come first, and are answered then
+        found = ask_many(slow, patient + hasty)
+        assert {said for said, _ in found[:5]} == {"answered"}
+        refused |= {said for said, _ in found[5:]} - {"answered"}
+        if refused:
+            break
+    assert refused  # as busy, where it was plain from the start that the time would not do
+    assert refused <= {LATE, BUSY}
     assert ask_many(slow, [{"timeout": 30_000_000}])[0][0] == "answered"
 
 
