@@ -16,7 +16,7 @@ from benchmarks.quality.measures import LIST, Ground
 from benchmarks.quality.peer import Missing, answers
 from benchmarks.quality.report import write_report
 from benchmarks.quality.store import key_of, read_cell, write_cell
-from benchmarks.quality.systems import BUDGETS, PEERS, SYSTEMS, TABLES
+from benchmarks.quality.systems import BUDGETS, PEERS, PICTURED, SYSTEMS, TABLES
 from benchmarks.quality.train import Plan, align_gain, plan, train
 from benchmarks.quality.world import World
 from tessera.config import Settings
@@ -42,8 +42,10 @@ class Bench:
         """Measure a system with a seed, if that was not done.
 
         Raises:
-            Missing: a peer that is not installed.
+            Missing: a peer that is not installed, or what is measured of photos without any.
         """
+        if name in PICTURED and not self.ground.pictured:
+            raise Missing("needs photos")
         if self.cell(name, seed) is None:
             prepared = self._plan(name, seed)
             found = self._peer(name, seed) if prepared is None else self._system(name, prepared)

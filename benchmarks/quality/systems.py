@@ -93,6 +93,9 @@ SYSTEMS: dict[str, System] = {
     },
 }
 
+# What photos add is seen beside these: where there are none, each is another system or nothing.
+PICTURED = ("deep-no-cmsa", "tmt-no-visual", "branch-text", "branch-caption", "branch-image")
+
 TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "main": ("Main table", (
         *PEERS, "tiger", "lcrec", "minionerec", "sdpo", "deepinterestgr", "trialigngr", "sigma", "convergence",

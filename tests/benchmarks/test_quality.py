@@ -11,7 +11,7 @@ import pytest
 from benchmarks.quality import bench, tables
 from benchmarks.quality.slices import cold_items, title_twins
 from benchmarks.quality.store import key_of, pack_ranks, read_cell, unpack_ranks, write_cell
-from benchmarks.quality.systems import BUDGETS, PEERS, SYSTEMS, TABLES
+from benchmarks.quality.systems import BUDGETS, PEERS, PICTURED, SYSTEMS, TABLES
 from benchmarks.quality.train import plan
 from benchmarks.quality.world import World
 from tessera.config import Settings, ShopSettings, TokenizerSettings, preset
@@ -96,6 +96,13 @@ def test_the_split_is_cut_to_the_budget_and_stays_so(plain_shop: Settings, tmp_p
     assert one.splits.read_bytes() == other.splits.read_bytes()
     assert read_table("splits", one.splits).num_rows == 50
     assert one.digest == other.digest != World(plain_shop, tmp_path, 0).digest
+
+
+def test_nothing_is_trained_for_photos_that_are_not_there(settings: Settings, world: World, tmp_path: Path) -> None:
+    bare = bench.Bench(settings, "smoke", world, replace(bench.Ground.of(world), pictured=False), tmp_path)
+    for name in PICTURED:
+        with pytest.raises(bench.Missing, match="photos"):
+            bare.measure(name, 0)
 
 
 def test_a_copied_source_is_the_same_world_and_a_changed_one_is_not(settings: Settings, tmp_path: Path) -> None:
