@@ -154,7 +154,7 @@ BUDGETS: dict[str, Budget] = {
             "epochs": 20, "batch_tokens": 2048, "layers": 2, "dropout": 0.3, "task_examples": 500,
             "validation_users": 1000, "validate_every": 4, "patience": 2,
         },
-        {"cases": 6400, "validate_every": 20, "group": 16},
+        {"cases": 19_200, "validate_every": 50, "group": 16},
     ),
     "full": Budget(0, {}, {}, {}),
 }
