@@ -7,7 +7,7 @@ from pathlib import Path
 from tessera.files import sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PLATFORM = ("tessera", "components", "validation", "feature_repo", "serving")
+PLATFORM = ("tessera", "components", "validation", "feature_repo", "serving", "pipelines")
 FOLDERS: dict[str, tuple[str, ...]] = {
     "base": (),
     "enrich": ("tessera", "components"),

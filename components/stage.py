@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tessera.errors import TesseraError
@@ -18,12 +19,12 @@ def run_stage(name: str, stats: str, function: Callable[..., Any], *args: Any, *
 
     An expected failure ends the process with its one sentence; anything else keeps its traceback.
     """
-    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "alembic", "great_expectations", "feast", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     started = time.monotonic()
     try:
-        result = function(*args, **kwargs)
+        with _speaking_as(name):
+            result = function(*args, **kwargs)
     except TesseraError as error:
         # Every line is marked: a gate says several, and a reader must tell them from other output.
         print("\n".join(f"{FAILED}{line}" for line in str(error).splitlines()), file=sys.stderr, flush=True)
@@ -31,3 +32,19 @@ def run_stage(name: str, stats: str, function: Callable[..., Any], *args: Any, *
     details = result if isinstance(result, dict) else {}
     write_json(stats, {**details, "stage": name, "seconds": round(time.monotonic() - started, 3)})
     return result
+
+
+@contextmanager
+def _speaking_as(name: str) -> Iterator[None]:
+    """Let this project's own messages, and nobody else's, stand out by the stage's name."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    ours = [logging.getLogger(package) for package in ("tessera", "components", "serving", "feature_repo")]
+    for logger in ours:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in ours:
+            logger.removeHandler(handler)

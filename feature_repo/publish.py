@@ -126,6 +126,15 @@ def users(home: Path) -> list[str]:
     return topk.users(writer.histories(feast_folder(home)))
 
 
+def has_topk(home: Path) -> bool:
+    """Whether any user has a published list.
+
+    Raises:
+        InputError: the offline files are damaged.
+    """
+    return writer.published(feast_folder(home), "user_topk").num_rows > 0
+
+
 def push_history(home: Path, user_id: str, item_ids: list[str]) -> list[str]:
     """Append new purchases to a user's history through Feast's push source, online and offline.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pipelines.console import plain
+from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
 
@@ -19,18 +20,27 @@ Home = Annotated[
     tyro.conf.arg(help="Folder of the platform; else TESSERA_HOME, else the only one under .tessera/."),
 ]
 Flat = tyro.conf.arg(name="")
+Pipeline = Literal["training", "tokenization", "refresh", "promotion", "precompute"]
+Parameters = Annotated[
+    dict[str, str], tyro.conf.arg(help="Parameters that no setting gives, by name: --parameters version 3 why better.")
+]
+NOTHING: dict[str, str] = {}
 PLATFORM = PlatformSettings()
+CLUSTER = ClusterSettings()
 
 
 def run(
-    pipeline: Annotated[Literal["training", "tokenization"], tyro.conf.Positional],
+    pipeline: Annotated[Pipeline, tyro.conf.Positional],
     out: Out,
     settings: Annotated[Settings, Flat],
+    parameters: Parameters = NOTHING,
     preset: PresetName | None = None,  # noqa: ARG001 - read from the command line before the rest, to set the defaults
 ) -> None:
     """Run a pipeline on this machine. Start the same command again after a failure: finished steps are not repeated.
 
     `training` goes from the source to a promoted policy; `tokenization` stops at the gated SIDs and needs no purchases.
+    `refresh` brings new and changed items into what the champion serves. `promotion` measures the challenger and the
+    champion on the newest purchases and promotes the better one. `precompute` decodes all users ahead.
 
     Args:
         pipeline: what to run.
@@ -38,27 +48,57 @@ def run(
     """
     from pipelines import runs
 
-    getattr(runs, pipeline)(settings, out.resolve())
+    runs.run(pipeline, settings, out.resolve(), parameters)
 
 
 def compile_(
-    pipeline: Annotated[Literal["training", "tokenization"], tyro.conf.Positional],
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    pipeline: Annotated[Pipeline | Literal["all", "trainjob"], tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o", "--out"])],
+    settings: Annotated[Settings, Flat],
+    cluster: ClusterSettings = CLUSTER,
+    preset: PresetName | None = None,  # noqa: ARG001 - as in run
 ) -> None:
-    """Compile a pipeline for Kubeflow.
+    """Compile a pipeline for Kubeflow, or all of them, or training on several workers as a TrainJob.
 
     Args:
-        output: YAML file to write.
+        output: YAML file to write; of `all` a folder, which gets each pipeline as NAME.yaml and, as the Kubernetes
+            resources Pipeline and PipelineVersion, as kubernetes/NAME.yaml.
+        settings: written into the TrainJob; pipelines get theirs when they are started.
     """
-    from kfp import compiler
+    from pipelines import compilation, trainjob
 
-    from pipelines import runs
+    if pipeline == "all":
+        written = compilation.compile_all(output, cluster)
+        plain("\n".join(map(str, written)))
+    elif pipeline == "trainjob":
+        trainjob.write(settings, cluster, output)
+        plain(f"{output} written; apply it with kubectl.")
+    else:
+        compilation.compile_one(pipeline, output, cluster)
+        plain(f"{output} written; upload it to Kubeflow Pipelines.")
 
-    if output.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{output} must end in .yaml; Kubeflow takes compiled pipelines as YAML.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(runs.pipeline(pipeline), str(output))
-    plain(f"{output} written; upload it to Kubeflow Pipelines.")
+
+def submit(
+    pipeline: Annotated[Pipeline, tyro.conf.Positional],
+    endpoint: str,
+    settings: Annotated[Settings, Flat],
+    parameters: Parameters = NOTHING,
+    cron: str = "",
+    cluster: ClusterSettings = CLUSTER,
+    preset: PresetName | None = None,  # noqa: ARG001 - as in run
+) -> None:
+    """Run a pipeline on a Kubeflow Pipelines endpoint, once or on a schedule.
+
+    The token for the endpoint is read from TESSERA_KFP_TOKEN; within a cluster the pod's service account is enough.
+
+    Args:
+        endpoint: URL of Kubeflow Pipelines.
+        settings: as for `run`; the source's path is one on the cluster's shared volume.
+        cron: run on this schedule, five fields in UTC; one that was submitted for this pipeline before is replaced.
+    """
+    from pipelines import submission
+
+    plain(submission.submit(pipeline, settings, cluster, endpoint, parameters, cron))
 
 
 def promote(
@@ -305,6 +345,7 @@ def _moved(result: dict[str, Any]) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "compile": compile_,
+    "submit": submit,
     "demo": demo,
     "promote": promote,
     "rollback": rollback,
@@ -346,7 +387,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = _defaults(given)
         commands = {**COMMANDS, "run": partial(run, settings=settings), "demo": partial(demo, settings=settings)}
-        commands["bench"] = partial(bench, settings=settings)
+        commands |= {name: partial(COMMANDS[name], settings=settings) for name in ("compile", "submit", "bench")}
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="tessera",

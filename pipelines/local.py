@@ -1,5 +1,6 @@
 """Running a pipeline on this machine through kfp.local: the same components, each step a subprocess."""
 
+import builtins
 import contextlib
 import json
 import logging
@@ -31,8 +32,11 @@ def home_of(settings: Settings) -> Path:
     return (Path(".tessera") / catalogue).resolve()
 
 
-def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
-    """The training pipeline's parameters: to each step the sections of the settings that it uses.
+def arguments(settings: Settings, home: Path, out: Path, digest: str | None = None) -> dict[str, Any]:
+    """The pipelines' parameters: to each step the sections of the settings that it uses.
+
+    Args:
+        digest: of the source's files; None takes it, "" is for a source that is elsewhere.
 
     Raises:
         InputError: settings that exclude each other, or a source that is not there.
@@ -61,7 +65,8 @@ def arguments(settings: Settings, home: Path, out: Path) -> dict[str, str]:
         "platform_settings": to_json(settings),
         "home": str(home),
         "work": str(out / "work"),
-        "source_digest": source_digest(settings.path, settings.source),
+        "shards": [],  # one machine gains nothing from asking in parts
+        "source_digest": source_digest(settings.path, settings.source) if digest is None else digest,
         "title": out.name,
     }
 
@@ -86,7 +91,7 @@ def source_files(path: Path, source: str) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file() and (skipped is None or skipped not in p.parents))
 
 
-def run(pipeline: Any, parameters: dict[str, str], settings: Settings, out: Path) -> dict[str, Any]:
+def run(pipeline: Any, parameters: dict[str, Any], settings: Settings, out: Path) -> dict[str, Any]:
     """Run a pipeline in `out`; steps that an earlier run with the same inputs finished are not repeated.
 
     Returns:
@@ -208,13 +213,14 @@ def _runner_log(console: Console) -> Iterator[None]:
     handler = logging.StreamHandler(console)
     handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
-    level = root.level
+    # Steps that the runner starts in threads each put back what they found, and may find what another one put there.
+    level, handlers, printed = root.level, root.handlers[:], builtins.print
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        root.handlers[:], builtins.print = handlers, printed
         root.setLevel(level)
 
 

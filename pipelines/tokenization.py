@@ -22,6 +22,7 @@ class Outputs(NamedTuple):
 
 @dsl.pipeline(name="tessera-tokenization", description="Catalogue to enrichments and semantic IDs")
 def tokenization(
+    shards: list,
     ingest_settings: str = "{}",
     enrichment_settings: str = "{}",
     relate_settings: str = "{}",
@@ -31,7 +32,7 @@ def tokenization(
     source_digest: str = "",
 ) -> Outputs:
     """Ingest, enrich, gate and tokenize; the arguments are those of the training pipeline."""
-    enriched = enrich(ingest_settings, enrichment_settings, home, source_digest)
+    enriched = enrich(ingest_settings, enrichment_settings, home, source_digest, shards)
     tokenized = tokenize(enriched, relate_settings, tokenizer_settings, home, work)
     return Outputs(
         enriched.catalogue,

@@ -31,6 +31,7 @@ class Outputs(NamedTuple):
     name="tessera-training", description="Catalogue and histories to a generative recommender that serves"
 )
 def training(
+    shards: list,
     ingest_settings: str = "{}",
     enrichment_settings: str = "{}",
     relate_settings: str = "{}",
@@ -47,6 +48,7 @@ def training(
     """Train and, if the challenger beats the champion, promote.
 
     Args:
+        shards: parts of the catalogue that are enriched side by side (pipelines.steps.enrich).
         ingest_settings: JSON of settings: source, path, seed, catalogue, shop. Each step gets only what it uses, so
             that a change of one setting does not make a cache forget the steps before it.
         enrichment_settings: JSON of settings: catalogue, enrichment.
@@ -61,7 +63,7 @@ def training(
         source_digest: digest of the source's files.
         title: name of the run in the report.
     """
-    enriched = enrich(ingest_settings, enrichment_settings, home, source_digest)
+    enriched = enrich(ingest_settings, enrichment_settings, home, source_digest, shards)
     tokenized = tokenize(enriched, relate_settings, tokenizer_settings, home, work)
     tables = {"items": enriched.items, "captions": enriched.captions, "intents": enriched.intents}
     tables |= {"quality": enriched.quality, "sids": tokenized.sids}

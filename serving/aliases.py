@@ -4,16 +4,18 @@ The policy's alias `champion` is the one source of truth. The tokenizer's aliase
 version names its tokenizer in a tag. A move is announced in a tag of the registered model before it starts, and the
 champion moves when what it replaces has been written down: a process that died in between leaves a move that the next
 call finishes or undoes. A canary goes after the champion has moved: replicas that follow it must not turn back for a
-moment.
+moment. Moves from one home exclude each other by a lock; one that was announced elsewhere, and just now, is left alone:
+somebody is in the midst of it.
 """
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from tessera.errors import InputError
+from tessera.errors import InputError, ServiceError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 TOKENIZER, POLICY = "sid-tokenizer", "sid-policy"
 PENDING = "pending_move"
+MOVED_WITHIN_S = 60.0
+"""A move takes a few requests; one that was announced longer ago was left by a process that died."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,21 @@ def tokenizer_of(client: "MlflowClient", tokenizer: str, whose: str) -> str:
     return str(found.version)
 
 
-def settle(client: "MlflowClient") -> Aliases:
+def settle(client: "MlflowClient", home: str) -> Aliases:
     """Finish or undo an interrupted move and let the tokenizer's aliases follow the policy's; returns the result.
 
-    A move whose champion is in place is finished, any other is undone.
+    A move whose champion is in place is finished, any other is undone, and one that is under way is left alone.
+
+    Args:
+        home: where this process moves from, as "host:path"; it holds the lock there.
     """
     policy = registered(client, POLICY)
     if policy is None:
         return Aliases()
     aliases, pending = named(policy), policy.tags.get(PENDING)
     now = Aliases(**{alias: aliases.get(alias) for alias in asdict(Aliases())})
+    if pending and _under_way(pending, home):
+        return now
     if pending:
         before, after = (Aliases(**json.loads(pending)[key]) for key in ("before", "after"))
         now = after if now.champion == after.champion else before
@@ -77,16 +86,23 @@ def settle(client: "MlflowClient") -> Aliases:
     return now
 
 
-def move(client: "MlflowClient", change: Callable[[Aliases], Aliases]) -> None:
-    """Move both models' aliases to what `change` makes of the present ones; on failure put them back and raise."""
-    before = settle(client)
+def move(client: "MlflowClient", home: str, change: Callable[[Aliases], Aliases]) -> None:
+    """Move both models' aliases to what `change` makes of the present ones; on failure put them back and raise.
+
+    Raises:
+        ServiceError: somebody else's move is under way.
+    """
+    before = settle(client, home)
+    policy = registered(client, POLICY)
+    if policy is not None and PENDING in policy.tags:
+        raise ServiceError("another promotion moves the aliases at this moment; try again in a minute.")
     after = change(before)
     if after == before:
         return
     for version in {*asdict(after).values()} - {None}:
         policy = client.get_model_version(POLICY, version)
         tokenizer_of(client, policy.tags.get("tokenizer_version", ""), f"version {version} of {POLICY}")
-    announced = json.dumps({"before": asdict(before), "after": asdict(after)})
+    announced = json.dumps({"before": asdict(before), "after": asdict(after), "home": home, "when": time.time()})
     client.set_registered_model_tag(POLICY, PENDING, announced)
     try:
         _point(client, after)
@@ -98,6 +114,11 @@ def move(client: "MlflowClient", change: Callable[[Aliases], Aliases]) -> None:
         raise
     with suppress(Exception):  # the move is made; an announcement that stays is found finished by the next call
         client.delete_registered_model_tag(POLICY, PENDING)
+
+
+def _under_way(pending: str, home: str) -> bool:
+    announced = json.loads(pending)
+    return bool(announced["home"] != home and time.time() - announced["when"] < MOVED_WITHIN_S)
 
 
 def _point(client: "MlflowClient", target: Aliases) -> None:

@@ -6,6 +6,7 @@ a model whose `predict` recommends.
 
 import fcntl
 import json
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ class Registry:
         self.home = Path(home).resolve()
         self.home.mkdir(parents=True, exist_ok=True)
         self.url = url or default_url(self.home)
+        self._mover = f"{socket.gethostname()}:{self.home}"
         with self._locked():  # two processes must not both create the tables
             self.client = connect(self.url)
             # An MLflow server knows where its artefacts belong; a bare database does not.
@@ -132,7 +134,7 @@ class Registry:
     def versions(self) -> list[Version]:
         """All versions of both models, policies first, newest first; repairs an interrupted move."""
         with speaking_of(self.url), self._locked():
-            alias_moves.settle(self.client)
+            alias_moves.settle(self.client, self._mover)
             found = []
             for name in (POLICY, TOKENIZER):
                 aliases = alias_moves.named(alias_moves.registered(self.client, name))
@@ -211,7 +213,7 @@ class Registry:
     def aliases(self) -> Aliases:
         """Where the policy's aliases point, after repairing an interrupted move."""
         with speaking_of(self.url), self._locked():
-            return alias_moves.settle(self.client)
+            return alias_moves.settle(self.client, self._mover)
 
     def set_challenger(self, reference: str) -> Version:
         """Let `challenger` name a policy version, and its tokenizer.
@@ -286,7 +288,7 @@ class Registry:
 
     def _move(self, change: Callable[[Aliases], Aliases]) -> None:
         with speaking_of(self.url), self._locked():
-            alias_moves.move(self.client, change)
+            alias_moves.move(self.client, self._mover, change)
 
     def _register(self, bundle: Path, manifest: Manifest, metrics: Mapping[str, Any] | None, run_id: str | None) -> str:
         name, numbers = MODELS[manifest.kind], scalars(manifest.metrics if metrics is None else metrics)

@@ -117,8 +117,17 @@ class Follower:
 
     def _without(self, sentence: str) -> State:
         self.seen.registry_up = False
+        self._ask()  # whether it is what it should be is not known now; whether it answers is
         self._say(sentence)
         return "waiting" if releases(self._repository) else "absent"
+
+    def _ask(self) -> Served | None:
+        """What Triton answers with, None where it is starting, or in trouble that its own probes see."""
+        try:
+            self.seen.serving = ask(self._url, PROBE_S) if self._url else None
+        except ServiceError:
+            self.seen.serving = None
+        return self.seen.serving
 
     def _state(self, version: Version) -> State:
         try:
@@ -130,11 +139,7 @@ class Follower:
             return "absent"
         if present.sids is not None if newer is None else present.index_version != newer:
             return "absent"
-        try:
-            answered = ask(self._url, PROBE_S) if self._url else None
-        except ServiceError:  # starting, or in trouble that its own probes see
-            answered = None
-        self.seen.serving = answered
+        answered = self._ask()
         if answered is None:
             return "waiting"
         return "served" if answered == present.answer else "absent"

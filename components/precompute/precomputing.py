@@ -1,4 +1,4 @@
-"""`tessera precompute`: every user's answer decoded ahead, for the moments when the server has none.
+"""Every user's answer decoded ahead, for the moments when the server has none.
 
 Semantic Convergence (arXiv 2412.13771) keeps answers per user in this way.
 """
@@ -16,11 +16,19 @@ from feature_repo import lookup, publish
 from feature_repo.store import open_store
 from serving.model_repository import newest
 from tessera.decoding.recommender import BEAMS, Recommendation, Recommender
+from tessera.enrichment.shards import in_shard
 from tessera.errors import InputError
 
 
 def precompute(
-    home: Path, *, everyone: bool = False, k: int = BEAMS, batch_size: int = 64, chunk: int = 4096
+    home: Path,
+    *,
+    everyone: bool = False,
+    renew: bool = False,
+    shard: str = "",
+    k: int = BEAMS,
+    batch_size: int = 64,
+    chunk: int = 4096,
 ) -> dict[str, Any]:
     """Decode users with the policy that is served, from the histories that Feast has now, and publish their lists.
 
@@ -28,6 +36,8 @@ def precompute(
 
     Args:
         everyone: also users whose list is of this policy and of their present history.
+        renew: only where lists are in use: on a platform that has none, nobody is decoded.
+        shard: only users of a part, as "0/4" (tessera.enrichment.shards.in_shard).
         k: items a list, without what the user has bought; up to 20 a list is what the server would answer.
         batch_size: users decoded together.
         chunk: users published together.
@@ -37,14 +47,16 @@ def precompute(
         policy knows; `policy_version`, `seconds`.
 
     Raises:
-        InputError: numbers below 1, nothing promoted yet, or another policy was promoted meanwhile.
+        InputError: numbers below 1, no such shard, nothing promoted yet, or another policy was promoted meanwhile.
         ServiceError: the feature store does not answer.
     """
     started = time.monotonic()
     if min(k, batch_size, chunk) < 1:
         raise InputError("k, the batch size and the chunk must be at least 1.")
-    store, ids = open_store(home), publish.users(home)
-    recommender = _served(home)
+    store, recommender = open_store(home), _served(home)
+    ids = [] if renew and not publish.has_topk(home) else publish.users(home)
+    if shard:
+        ids = [user for user in ids if in_shard(user, shard)]
     version, k = recommender.policy_version, min(k, len(recommender.item_ids))
     counts = {"users": len(ids), "decoded": 0, "fresh": 0, "unknown": 0}
     with tqdm(total=len(ids), desc="precompute", unit="user", mininterval=0.5) as bar:

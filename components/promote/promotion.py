@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components.register.registering import FEATURES
+from components.register import features
 from feature_repo.publish import run as publish
-from serving import journal
+from serving import journal, newer_sids
 from serving.model_repository import releases
 from serving.registry import Registry, Version
 from serving.release import release, take_back
@@ -28,7 +28,6 @@ from tessera.config import PlatformSettings
 from tessera.errors import ServiceError
 
 log = logging.getLogger(__name__)
-TABLES = ("items", "captions", "intents", "quality", "sids", "splits")
 
 Move = Callable[[Registry, Version, Callable[[], None]], None]
 """Moves the aliases to a version; the last argument installs it, and is to be called before that."""
@@ -97,7 +96,7 @@ def _move(home: str | Path, platform: PlatformSettings, reference: str, move: Mo
     home = Path(home)
     registry = Registry(home, platform.mlflow_url)
     installed: dict[str, Any] = {}
-    with _alone(home):
+    with alone(home):
         target, before, served = registry.resolve(reference), registry.aliases(), releases(_models(home))
         try:
             move(registry, target, lambda: installed.update(install(registry, home, platform, target)))
@@ -115,16 +114,17 @@ def _move(home: str | Path, platform: PlatformSettings, reference: str, move: Mo
 
 
 def install(registry: Registry, home: Path, platform: PlatformSettings, version: Version) -> dict[str, Any]:
-    """Publish a version's features and have its policy served; both are safe to repeat.
+    """Publish a version's features and have its policy served, with what refreshes added; both are safe to repeat.
 
     Where replicas serve, the release in the home is what is computed ahead with.
     """
-    folder = registry.artefacts(version, FEATURES)
-    tables = {name: folder / f"{name}.parquet" for name in TABLES}
+    folder = features.newest(registry, version)
+    tables = {name: folder / f"{name}.parquet" for name in features.TABLES}
     published = publish(home, **tables, policy_version=version.bundle_version)
     feature_server = f"http://{platform.host}:{platform.features_port}"
     bundle = registry.download(version.model, version.version)
-    served = release(bundle, _models(home), feature_server=feature_server)
+    newer = newer_sids.fetch(registry, version)
+    served = release(bundle, _models(home), sids=newer, feature_server=feature_server)
     return {"features_changed": published["changed"], "release": served.name}
 
 
@@ -142,8 +142,8 @@ def _models(home: Path) -> Path:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """One promotion at a time: two moves at once could leave features and policy of different versions."""
+def alone(home: Path) -> Iterator[None]:
+    """One promotion or refresh at a time: two moves at once could leave features and policy of different versions."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "promotion.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

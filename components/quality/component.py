@@ -15,6 +15,7 @@ def label_quality(
     home: str,
     quality: Output[Dataset],
     stats: Output[Artifact],
+    shard: str = "",
 ) -> None:
     """Judge each descriptor: specific, actionable and grounded in the item, or not."""
     from pathlib import Path
@@ -26,4 +27,4 @@ def label_quality(
     chosen = from_json(settings)
     ledger = catalogue_url(chosen, home)
     tables = Path(items.path), Path(captions.path), Path(intents.path), Path(quality.path)
-    run_stage("label-quality", stats.path, run_quality, *tables, chosen, ledger)
+    run_stage("label-quality", stats.path, run_quality, *tables, chosen, ledger, shard)

@@ -1,17 +1,14 @@
 """Registering a run: parameters, curves and features with the run, bundles as model versions."""
 
 import dataclasses
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from components.register.features import gathered
 from serving.registry import Registry
 from tessera.bundle import load_manifest
 from tessera.config import Settings
 from tessera.files import read_json, write_json
-
-FEATURES = "features"
 
 
 def run(
@@ -39,11 +36,7 @@ def run(
         name: [(int(point["epoch"]), float(point[name])) for point in curve if name in point]
         for name in {key for point in curve for key in point} - {"epoch"}
     }
-    with tempfile.TemporaryDirectory() as folder:
-        features = Path(folder) / FEATURES
-        features.mkdir()
-        for name, path in tables.items():
-            shutil.copyfile(path, features / f"{name}.parquet")
+    with gathered(tables, settings) as features:
         run_id = registry.log_run(
             f"training {trained.version}", dataclasses.asdict(settings), numbers, curves, [features, evaluation]
         )

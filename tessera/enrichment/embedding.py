@@ -15,6 +15,7 @@ from tessera.enrichment.encoders import MAX_TOKENS, open_image_encoder, open_tex
 from tessera.enrichment.multimodal import JointEncoder, open_joint_encoder
 from tessera.enrichment.photos import PhotoError, open_photo, photo_hash
 from tessera.enrichment.providers.base import Failure
+from tessera.enrichment.shards import items_of
 from tessera.enrichment.work import Done, Maker, through_ledger
 from tessera.errors import InputError, ModelCallError
 from tessera.files import sha256_of
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 
 def run_embeddings(
-    items: Path, images: Path, captions: Path, intents: Path, out: Path, settings: Settings, ledger_url: str
+    items: Path, images: Path, captions: Path, intents: Path, out: Path, settings: Settings, ledger_url: str,
+    shard: str = "",
 ) -> dict[str, Any]:
     """Embed metadata + caption + descriptors, and photos, into an `embeddings` table.
 
@@ -42,7 +44,7 @@ def run_embeddings(
     """
     started = time.monotonic()
     chosen, ledger = settings.enrichment, Ledger(ledger_url)
-    rows = read_table("items", items).to_pylist()
+    rows = items_of(read_table("items", items), shard).to_pylist()
     texts = embedding_texts(rows, captions, intents, chosen)
     photos = {row["item_id"]: images / row["image"] for row in rows if row["image"]}
     encoder = open_joint_encoder(chosen)

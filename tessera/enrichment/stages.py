@@ -1,5 +1,7 @@
 """The enrichment stages: captions, intents, rewrites, quality; each reads and writes tables and asks by the ledger.
 
+With `shard` a stage takes only the items of a part of the catalogue (tessera.enrichment.shards).
+
 Every function returns {"model_calls", "reused", "failed", "seconds"}: items sent to a model now, items answered from
 the ledger, items without an answer (recorded with their reason and tried again by the next run), and wall time.
 """
@@ -22,6 +24,7 @@ from tessera.enrichment.prompts import Kind, Rewrite
 from tessera.enrichment.providers import open_enricher
 from tessera.enrichment.providers.base import Enricher, Failure, Item
 from tessera.enrichment.scoring import quality_score
+from tessera.enrichment.shards import items_of
 from tessera.enrichment.work import Done, Maker, through_ledger
 from tessera.files import sha256_of
 from tessera.schema import SCHEMAS, read_table, write_table
@@ -29,7 +32,9 @@ from tessera.schema import SCHEMAS, read_table, write_table
 __all__ = ["run_captions", "run_embeddings", "run_intents", "run_quality", "run_rewrites"]
 
 
-def run_captions(items: Path, images: Path, out: Path, settings: Settings, ledger_url: str) -> dict[str, Any]:
+def run_captions(
+    items: Path, images: Path, out: Path, settings: Settings, ledger_url: str, shard: str = ""
+) -> dict[str, Any]:
     """Caption every photo (CMSA path 1) into a `captions` table.
 
     An item without a usable photo is "ok" with a null caption and the reason; a photo that has become missing or
@@ -40,7 +45,7 @@ def run_captions(items: Path, images: Path, out: Path, settings: Settings, ledge
         ModelCallError: the model cannot be reached; finished batches are kept.
     """
     started = time.monotonic()
-    rows = read_table("items", items).to_pylist()
+    rows = items_of(read_table("items", items), shard).to_pylist()
     known = {row["item_id"]: item_of(row) for row in rows}
     photos = {row["item_id"]: images / row["image"] for row in rows if row["image"]}
     enricher = open_enricher("caption", settings.enrichment)
@@ -62,7 +67,9 @@ def run_captions(items: Path, images: Path, out: Path, settings: Settings, ledge
     return _summary(done, started)
 
 
-def run_intents(items: Path, captions: Path, out: Path, settings: Settings, ledger_url: str) -> dict[str, Any]:
+def run_intents(
+    items: Path, captions: Path, out: Path, settings: Settings, ledger_url: str, shard: str = ""
+) -> dict[str, Any]:
     """Mine intents from texts and captions (DCIM) into an `intents` table; `use_captions` off mines texts alone.
 
     Raises:
@@ -70,7 +77,8 @@ def run_intents(items: Path, captions: Path, out: Path, settings: Settings, ledg
         ModelCallError: the model cannot be reached; finished batches are kept.
     """
     started = time.monotonic()
-    known = {item.item_id: item for item in read_items(items, captions if settings.enrichment.use_captions else None)}
+    seen = captions if settings.enrichment.use_captions else None
+    known = {item.item_id: item for item in read_items(items, seen, shard=shard)}
     enricher = open_enricher("intents", settings.enrichment)
     maker = _maker("intents", enricher)
     hashes = {i: sha256_of(item.text()) for i, item in known.items()}
@@ -117,7 +125,7 @@ def run_rewrites(
 
 
 def run_quality(
-    items: Path, captions: Path, intents: Path, out: Path, settings: Settings, ledger_url: str
+    items: Path, captions: Path, intents: Path, out: Path, settings: Settings, ledger_url: str, shard: str = ""
 ) -> dict[str, Any]:
     """Label each descriptor 0 or 1 and score each item (QARM) into a `quality` table.
 
@@ -129,7 +137,7 @@ def run_quality(
     """
     started = time.monotonic()
     seen = captions if settings.enrichment.use_captions else None
-    known = {item.item_id: item for item in read_items(items, seen, intents)}
+    known = {item.item_id: item for item in read_items(items, seen, intents, shard)}
     mined = read_table("intents", intents).to_pylist()
     confidences = {row["item_id"]: [d["confidence"] for d in row["descriptors"]] for row in mined}
     enricher = open_enricher("quality", settings.enrichment)
@@ -166,7 +174,7 @@ def with_photo(item: Item, path: Path) -> Item | Failure:
         return Failure(str(error), sent=False)
 
 
-def read_items(items: Path, captions: Path | None, intents: Path | None = None) -> list[Item]:
+def read_items(items: Path, captions: Path | None, intents: Path | None = None, shard: str = "") -> list[Item]:
     """Items with, where given, the captions and the descriptors that the earlier stages found for them."""
     texts: dict[str, str | None] = {}
     if captions is not None:
@@ -176,7 +184,7 @@ def read_items(items: Path, captions: Path | None, intents: Path | None = None) 
         rows = read_table("intents", intents).to_pylist()
         tags = {row["item_id"]: tuple(d["text"] for d in row["descriptors"]) for row in rows}
     found = []
-    for row in read_table("items", items).to_pylist():
+    for row in items_of(read_table("items", items), shard).to_pylist():
         i = row["item_id"]
         found.append(dataclasses.replace(item_of(row), caption=texts.get(i), descriptors=tags.get(i, ())))
     return found

@@ -15,13 +15,18 @@ from tessera.files import write_json
 SAMPLES = 12
 
 
-def run(policy: Path, splits: Path, out: Path, settings: EvaluationSettings) -> dict[str, Any]:
+def run(
+    policy: Path, splits: Path, out: Path, settings: EvaluationSettings, allow_unknown: bool = False
+) -> dict[str, Any]:
     """Measure a policy bundle on a split and write the numbers and some sample answers as JSON.
 
     Test histories hold the validation item; bought items are not removed from the ranking, as is usual here.
+
+    Args:
+        allow_unknown: the split may have items without a SID, which no answer hits.
     """
     recommender = Recommender.load(policy)
-    split = read_split(splits, recommender.item_ids)
+    split = read_split(splits, recommender.item_ids, allow_unknown=allow_unknown)
     test, rows = measure(recommender, split, "test", settings)
     validation, _ = measure(recommender, split, "validation", settings)
     histories, targets = split.test_cases()
@@ -77,7 +82,8 @@ def _samples(
     """Answers for a few users, half of them hits so that both kinds can be looked at."""
     name, users = recommender.item_ids, np.flatnonzero(split.test != ABSENT)
     hit = (rows[:, :10] == targets[:, None]).any(axis=1)
-    chosen = np.sort(np.concatenate([np.flatnonzero(hit)[: SAMPLES // 2], np.flatnonzero(~hit)[: SAMPLES // 2]]))
+    missed = ~hit & (targets >= 0)
+    chosen = np.sort(np.concatenate([np.flatnonzero(hit)[: SAMPLES // 2], np.flatnonzero(missed)[: SAMPLES // 2]]))
     return [
         {
             "user_id": split.users[users[i]],

@@ -13,6 +13,7 @@ import torch
 
 from components.promote import promotion
 from components.register import registering
+from components.register.features import TABLES
 from feature_repo.store import read_state
 from pipelines import cli
 from serving.canary import raise_to
@@ -71,7 +72,7 @@ def register(home: Path, policy: int) -> None:
     """Register a policy as the challenger, with the features of all."""
     folder = home.parent
     registering.run(
-        {name: folder / f"{name}.parquet" for name in promotion.TABLES}, folder / "tokenizer",
+        {name: folder / f"{name}.parquet" for name in TABLES}, folder / "tokenizer",
         folder / f"policy{policy}", folder / "evaluation.json", Settings(), str(home), folder / "versions.json",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.redis_server import redis_binary, redis_server
 from tessera.bundle import load_manifest
 from tessera.files import read_json
 from tessera.schema import read_table
@@ -90,6 +91,7 @@ class Command:
     platform: Platform
     arguments: tuple[str, ...]
     log: Path
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Command:
             self.process = subprocess.Popen(
                 [str(TESSERA), "run", "training", *where, *self.arguments], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True, cwd=self.platform.out.parent,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},  # two commands run side by side
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | self.environment,  # two commands run side by side
             )  # fmt: skip
 
     def said(self) -> str:
@@ -194,4 +196,25 @@ def later(both: tuple[Platform, Killed], tmp_path_factory: pytest.TempPathFactor
         yield tuple(command.ended() for command in commands)
     finally:
         for command in commands:
+            command.kill()
+
+
+@pytest.fixture(scope="session")
+def on_servers(
+    new_database: Callable[[], str],
+    mlflow_server: dict[str, str],
+    feast_environment: Callable[[str, str], dict[str, str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Platform, dict[str, str]]]:
+    """The undisturbed run's command on PostgreSQL, Redis, MLflow and an object store, and the variables that say so."""
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("there is no redis-server")
+    folder = tmp_path_factory.mktemp("servers")
+    with redis_server(binary, folder) as redis:
+        chosen = {"TESSERA_CATALOGUE_URL": new_database(), **mlflow_server, **feast_environment(new_database(), redis)}
+        command = Command(Platform(folder / "run", folder / "home"), FIRST, folder / "run.log", chosen)
+        try:
+            yield command.ended(), chosen
+        finally:
             command.kill()

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from serving import aliases
 from serving.aliases import POLICY, TOKENIZER, Aliases
 from serving.registry import Registry
 from tessera import bundle
@@ -282,6 +283,26 @@ def test_a_killed_move_is_settled_by_the_next_look(registry: Registry, monkeypat
         registry.restore(Aliases(champion="1", challenger="2"))
     assert outcomes[0] == BEFORE
     assert outcomes[-1] == AFTER
+
+
+def test_a_move_that_somebody_else_is_in_the_midst_of_is_left_alone(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.promote("1")
+    registry.set_challenger("2")
+    with monkeypatch.context() as patch:
+        failing_at(registry, patch, 4, Killed())
+        with pytest.raises(Killed):
+            registry.promote()
+    midst, other = raw(registry), Registry(tmp_path / "elsewhere", registry.url)
+    assert midst not in (BEFORE, AFTER)
+    other.versions()
+    with pytest.raises(ServiceError, match="another promotion moves the aliases"):
+        other.promote("1")
+    assert raw(registry) == midst
+    monkeypatch.setattr(aliases, "MOVED_WITHIN_S", 0.0)  # it does not end: whoever it was has died
+    other.versions()
+    assert raw(registry) in (BEFORE, AFTER)
 
 
 def test_the_tokenizer_follows_a_champion_that_was_moved_by_hand(registry: Registry) -> None:

@@ -363,6 +363,7 @@ def test_a_good_challenger_ends_as_champion_of_all_without_a_failed_or_mixed_ans
     assert told == [(GOOD, "promoted"), (ERRING, "rolled back"), *[(OTHER, "rolled back")] * 2, (OTHER, "promoted")]
 
 
+@pytest.mark.usefixtures("fleet")
 def test_what_cannot_be_rolled_out(shop: Shop) -> None:
     with pytest.raises(InputError, match="no replica of Triton"):
         roll_out(shop.registry, ERRING, [])
@@ -402,6 +403,7 @@ def test_a_registry_that_is_away_changes_nothing(
     assert fleet.followers[0].seen.serving == ask(fleet.urls[0])
 
 
+@pytest.mark.usefixtures("fleet")
 def test_the_sidecar_as_a_command(shop: Shop, mlflow_server: MlflowServer, tmp_path: Path) -> None:
     """Before Triton it ends when there is something to start with; beside it, it goes on until it is told to end."""
     repository, port = tmp_path / "models", free_ports(1)
@@ -411,8 +413,8 @@ def test_the_sidecar_as_a_command(shop: Shop, mlflow_server: MlflowServer, tmp_p
         [*command, "--ordinal=1", "--once"], capture_output=True, text=True, check=False, timeout=300
     )
     assert (once.returncode, len(once.stderr.splitlines())) == (0, 1), once.stderr
-    champion = bundle_of(shop, "champion")
-    assert newest(repository).policy_version == champion
+    champion = shop.registry.resolve("champion")
+    assert newest(repository).policy_version == champion.bundle_version
     beside = subprocess.Popen(
         [*command, "--ordinal=1", "--url=http://127.0.0.1:9", f"--metrics-port={port}"],
         stderr=subprocess.PIPE, text=True,
@@ -432,4 +434,5 @@ def test_the_sidecar_as_a_command(shop: Shop, mlflow_server: MlflowServer, tmp_p
         beside.kill()
     assert beside.returncode == 0
     assert len(said) == 1, said
-    assert f"version {OTHER} (policy {champion}) is in the repository; no Triton answers yet." in said[0]
+    named = f"version {champion.version} (policy {champion.bundle_version})"
+    assert said[0].endswith(f"{named} is in the repository; no Triton answers yet.")
