@@ -109,7 +109,7 @@ def test_new_items_are_served_and_nothing_else_moves(
 
     # Models were asked about the four items alone.
     assert {step: said[step]["model_calls"] for step in ("caption", "mine-intents", "label-quality")} == {
-        "caption": 3, "mine-intents": 4, "label-quality": 4,  # the changed item's photo is the old one
+        "caption": 4, "mine-intents": 4, "label-quality": 4,  # whoever captions a photo reads the text, too
     }  # fmt: skip
     assert said["embed"]["model_calls"] == {"text": 4, "image": 3}
     assert {key: said["append-sids"][key] for key in ("published", "kept", "withdrawn", "added")} == {
