@@ -70,6 +70,17 @@ def policy_bundle(tmp_path_factory: pytest.TempPathFactory, make_policy: MakePol
     return make_policy(tmp_path_factory.mktemp("policy") / "policy")
 
 
+RUNS = {"both", "calm", "later", "on_servers"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For two workers: tests of the platform's runs, which take minutes, first and together; others file by file."""
+    for item in items:
+        shared = RUNS & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("runs" if shared else str(item.path)))
+    items.sort(key=lambda item: not RUNS & set(getattr(item, "fixturenames", ())))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of a real PostgreSQL server, started for the session."""
