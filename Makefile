@@ -41,7 +41,7 @@ demo: $(READY)
 	@$(BIN)/tessera demo --out $(RUN)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -17,11 +17,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from sqlalchemy import create_engine, make_url, text
+from xdist.scheduler import LoadScopeScheduling
 
 from tessera.config import PolicySettings
 from tessera.policy import backbone as backbones
@@ -70,15 +72,20 @@ def policy_bundle(tmp_path_factory: pytest.TempPathFactory, make_policy: MakePol
     return make_policy(tmp_path_factory.mktemp("policy") / "policy")
 
 
-RUNS = {"both", "calm", "later", "on_servers"}
+class ByFolder(LoadScopeScheduling):
+    """Of two workers that run tests side by side, one takes all of a folder: its servers and runs are started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.split("::")[0].rpartition("/")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFolder:
+    return ByFolder(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two workers: tests of the platform's runs, which take minutes, first and together; others file by file."""
-    for item in items:
-        shared = RUNS & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("runs" if shared else str(item.path)))
-    items.sort(key=lambda item: not RUNS & set(getattr(item, "fixturenames", ())))
+    """What takes longest first, so that nobody waits for it in the end."""
+    items.sort(key=lambda item: item.path.parent.name != "pipelines")
 
 
 @pytest.fixture(scope="session")
