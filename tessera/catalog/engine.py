@@ -1,5 +1,7 @@
 """Database connections: SQLite and PostgreSQL behind one engine, short transactions, and errors in one sentence."""
 
+import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,11 +47,24 @@ def open_engine(url: str | Engine) -> Engine:
     return engine
 
 
-def _configure_sqlite(connection: Any, _record: Any) -> None:
+def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # The driver's own BEGIN comes too late for DDL and too lazily for writers; `_begin_sqlite` says it instead.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(connection)
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    # Of several that turn a new file's log on at once, all but one are refused at once: here SQLite does not wait.
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,6 +1,8 @@
 import subprocess
 import sys
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,6 +131,19 @@ def test_sqlite_uses_wal_and_waits_for_a_busy_writer(sqlite_url: str) -> None:
     with reading(open_engine(sqlite_url)) as connection:
         assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
         assert connection.scalar(text("PRAGMA busy_timeout")) >= 10_000
+
+
+def test_connections_that_open_a_new_sqlite_file_at_once_all_succeed(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def connect(file: Path) -> str:
+        together.wait()
+        with reading(open_engine(f"sqlite:///{file}")) as connection:
+            return str(connection.scalar(text("PRAGMA journal_mode")))
+
+    with ThreadPoolExecutor(4) as pool:
+        for n in range(50):
+            assert list(pool.map(connect, [tmp_path / f"{n}.db"] * 4)) == ["wal"] * 4
 
 
 def test_a_database_that_is_not_up_is_one_sentence_without_the_password() -> None:

@@ -55,7 +55,7 @@ def endpoint(serve: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def workers(catalogue: Any, endpoint: Any, url: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two workers over the same items, started together once both have imported what they need."""
+    """Two workers over the same items that have imported what they need and wait to be released."""
     catalogue.write_items([{"item_id": f"i{n:02d}", "title": f"Ball number {n:02d}"} for n in range(ITEMS)])
     started = [
         subprocess.Popen(
@@ -68,15 +68,24 @@ def workers(catalogue: Any, endpoint: Any, url: str) -> Iterator[list[subprocess
         for worker in started:
             assert worker.stdout is not None
             assert worker.stdout.readline() == "ready\n"
-        for worker in started:
-            assert worker.stdin is not None
-            worker.stdin.write("\n")
-            worker.stdin.flush()
         yield started
     finally:
         for worker in started:
             worker.kill()
             worker.communicate()
+
+
+def release(worker: subprocess.Popen[str]) -> None:
+    assert worker.stdin is not None
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+
+
+def wait_for(endpoint: Any, requests: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(endpoint.requests) < requests:
+        assert time.monotonic() < deadline, f"the model was asked {len(endpoint.requests)} times only"
+        time.sleep(0.01)
 
 
 def asked(endpoint: Any) -> Counter[str]:
@@ -91,6 +100,8 @@ def answered(path: Path) -> int:
 
 
 def test_each_item_is_asked_once_and_each_worker_has_all(catalogue: Any, endpoint: Any, workers: Any) -> None:
+    for worker in workers:
+        release(worker)
     calls = [int(worker.communicate(timeout=120)[0]) for worker in workers]
     assert sum(calls) == ITEMS
     assert min(calls) >= BATCH  # both had a share
@@ -99,8 +110,10 @@ def test_each_item_is_asked_once_and_each_worker_has_all(catalogue: Any, endpoin
 
 
 def test_what_a_killed_worker_held_is_asked_by_the_other(catalogue: Any, endpoint: Any, workers: Any) -> None:
-    while len(endpoint.requests) < 3 * BATCH:
-        time.sleep(0.01)
+    release(workers[0])
+    wait_for(endpoint, 2 * BATCH)  # its first batch is recorded
+    release(workers[1])
+    wait_for(endpoint, 3 * BATCH)
     workers[0].kill()
     calls = int(workers[1].communicate(timeout=120)[0])
     assert answered(catalogue.path("intents-b")) == ITEMS
