@@ -28,7 +28,7 @@ Budget = Literal["smoke", "small", "full"]
 MODELS = ("GRU4Rec", "SASRec", "BERT4Rec", "FDSA")
 TITLE_WORDS = 12
 _RUNNER = Path(__file__).with_name("recbole_run.py")
-# `seconds` cap the training of one model (0: none); early stopping on validation NDCG@10 usually comes first.
+# `seconds` of the processor cap one training (0: none); early stopping on validation NDCG@10 usually comes first.
 BUDGETS: dict[str, dict[str, Any]] = {
     "smoke": {"seconds": 30, "epochs": 5, "patience": 5, "max_history": 20, "batch": 256},
     "small": {"seconds": 540, "epochs": 300, "patience": 5, "max_history": 20, "batch": 256},
