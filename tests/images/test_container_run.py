@@ -53,9 +53,14 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def run(socket: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`tessera run training` in a folder of its own, with steps as subprocesses or in containers."""
-    folder = tmp_path_factory.mktemp("runs")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs lie, each named by its runner."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(socket: str, folder: Path) -> Run:
+    """`tessera run training`, with steps as subprocesses or in containers."""
 
     def start(runner: str, *more: str) -> subprocess.CompletedProcess[str]:
         where = f"--out={folder / runner}", f"--platform.home={folder / runner / 'home'}"
@@ -65,12 +70,10 @@ def run(socket: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
             cwd=folder, env=environment,
         )  # fmt: skip
 
-    start.folder = folder  # type: ignore[attr-defined]
     return start
 
 
-def test_the_same_run_in_containers(run: Run) -> None:
-    folder: Path = run.folder  # type: ignore[attr-defined]
+def test_the_same_run_in_containers(run: Run, folder: Path) -> None:
     for runner in ("subprocess", "containers"):
         done = run(runner)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -3,8 +3,8 @@
 import itertools
 import json
 import re
-import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tessera.files import read_json, sha256_file
 from tessera.schema import read_table
 from tessera.tokenizer.bundle import GROUNDING
 from tessera_client import Features, Recommendations, Recommender
+from tests.background import Background
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
 KINDS = ("caption", "intents", "quality", "text_embedding", "image_embedding")
@@ -152,37 +153,26 @@ def test_lookups_and_versions(calm: Any, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @dataclass
-class Traffic:
+class Traffic(Background):
     """Clients that keep asking, over both protocols, by history and by user, until told to stop."""
 
     urls: dict[str, str]
     histories: list[list[str]]
     users: list[str]
+    callers: Iterable[str] = ("http", "grpc")
     answers: list[tuple[int, str, Recommendations]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
-    def __enter__(self) -> "Traffic":
-        self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(name,)) for name in self.urls]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, protocol: Any) -> None:
-        with Recommender(self.urls[protocol], protocol, timeout=60) as client:
+    def ask(self, caller: Any) -> None:
+        with Recommender(self.urls[caller], caller, timeout=60) as client:
             for number in itertools.cycle(range(len(self.histories))):
-                if self._done.wait(0.02):  # a shopper's pause; the machine has a promotion to do, too
+                if self.done.wait(0.02):  # a shopper's pause; the machine has a promotion to do, too
                     return
                 for by, asked in (("history", self.histories[number]), ("user", self.users[number])):
                     try:
                         self.answers.append((number, by, client.recommend(**{by: asked}, k=10)))
                     except Exception as error:  # any failed request is what the test is about
-                        self.failures.append(f"{protocol} {by}: {error!r}")
+                        self.failures.append(f"{caller} {by}: {error!r}")
 
     def seen(self) -> list[str]:
         """Policy versions in the order in which they came."""

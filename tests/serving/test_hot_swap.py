@@ -1,7 +1,6 @@
 """Releases under traffic: another policy, or only newer SIDs, takes over between two requests or is refused."""
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,30 +18,20 @@ from serving.server import TritonServer
 from tessera import bundle
 from tessera.decoding.recommender import Recommender
 from tessera.errors import BundleError, ServiceError
+from tests.background import Background
 
 pytestmark = pytest.mark.integration
 HISTORIES = [["100"], ["103", "117", "104"], ["tasse-é", "101"]]
 K = 58
 
 
-class Traffic:
+class Traffic(Background):
     """Threads that keep asking over HTTP and note which release gave which items."""
 
     def __init__(self, url: str, threads: int = 3) -> None:
         self.answers: list[tuple[Served, int, tuple[str, ...]]] = []
         self.failures: list[object] = []
-        self._url, self._done = f"{url}/v2/models/tessera/infer", threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
-
-    def __enter__(self) -> "Traffic":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
+        self._url, self.callers = f"{url}/v2/models/tessera/infer", range(threads)
 
     def wait_for(self, answer: Served, count: int = 20) -> None:
         """Until a release has given some answers."""
@@ -51,14 +40,14 @@ class Traffic:
             assert time.monotonic() < deadline, self.failures[:3]
             time.sleep(0.02)
 
-    def _ask(self, number: int) -> None:
+    def ask(self, caller: int) -> None:
         with httpx.Client(timeout=30) as client:
-            while not self._done.is_set():
+            while not self.done.is_set():
                 try:
-                    reply = client.post(self._url, json=question(HISTORIES[number], k=K))
+                    reply = client.post(self._url, json=question(HISTORIES[caller], k=K))
                     found = {one["name"]: one["data"] for one in reply.raise_for_status().json()["outputs"]}
                     served = Served(found["policy_version"][0], found["index_version"][0])
-                    self.answers.append((served, number, tuple(found["item_ids"])))
+                    self.answers.append((served, caller, tuple(found["item_ids"])))
                 except Exception as error:
                     self.failures.append(error)
                 time.sleep(0.01)

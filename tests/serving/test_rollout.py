@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -39,6 +39,7 @@ from tessera.schema import SCHEMAS, write_table
 from tessera.tokenizer.bundle import Tokenizer
 from tessera.tokenizer.bundle import build as build_tokenizer
 from tessera_client import Recommender, TesseraClientError
+from tests.background import Background
 
 pytestmark = pytest.mark.integration
 ITEMS = [f"item{i}" for i in range(60)]
@@ -249,40 +250,29 @@ def fleet(shop: Shop, mlflow_server: MlflowServer, tmp_path_factory: pytest.Temp
 
 
 @dataclass
-class Traffic:
+class Traffic(Background):
     """Clients that ask all replicas in turn, as behind one Service; by url what answered and what failed."""
 
     fleet: Fleet
+    callers: Iterable[int] = range(2)
     answers: list[Any] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
-    def __enter__(self) -> "Traffic":
-        self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(2)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
-        rng = np.random.default_rng(number)
+    def ask(self, caller: int) -> None:
+        rng = np.random.default_rng(caller)
         with ExitStack() as stack:
             clients = [
                 (server.http_url, stack.enter_context(Recommender(server.grpc_url, timeout=20)))
                 for server in self.fleet.servers
             ]
             for url, client in itertools.cycle(clients):
-                if self._done.is_set():
+                if self.done.is_set():
                     return
                 try:
                     self.answers.append(client.recommend(rng.choice(ITEMS, 3).tolist(), k=10))
                 except TesseraClientError as error:
                     self.failures.append((url, str(error)))
-                self._done.wait(0.1)
+                self.done.wait(0.1)
 
 
 def assert_whole(traffic: Traffic, shop: Shop) -> None:
