@@ -42,6 +42,13 @@ def test_an_image_holds_the_folders_that_its_tag_counts_and_is_not_root(kind: st
     assert re.findall(r"^USER (.+)$", recipe, re.M) == ["10001:10001"]
 
 
+def test_the_builder_sees_these_folders_and_no_others() -> None:
+    lines = (ROOT / ".containerignore").read_text(encoding="utf-8").splitlines()
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    assert "*" in lines
+    assert let_in == {"pyproject.toml", "requirements.lock", "images"}.union(*(FOLDERS[kind] for kind in KINDS))
+
+
 def test_requirements_are_those_of_the_extras() -> None:
     if sys.version_info < (3, 11):
         pytest.skip("the images have Python 3.11, and its tomllib")
