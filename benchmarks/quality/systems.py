@@ -91,6 +91,13 @@ SYSTEMS: dict[str, System] = {
         f"labels-{bonus}": replace(SFT, title=f"{bonus} labels", align="grpo", tuned={"bonus": bonus})
         for bonus in ("uniform", "random", "heuristic")
     },
+    # Where the target alone is paid, normalising within the group takes a bonus on it away again; here it can act.
+    **{
+        f"prefix-{bonus}": replace(
+            SFT, title=f"prefix reward, {bonus} labels", align="grpo", tuned={"reward": "prefix", "bonus": bonus}
+        )
+        for bonus in ("quality", "random")
+    },
 }
 
 # What photos add is seen beside these: where there are none, each is another system or nothing.
@@ -124,7 +131,10 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "labels": (
         "What the gated bonus pays by, from one SFT policy",
-        ("deep-no-bonus", "deepinterestgr", "labels-uniform", "labels-random", "labels-heuristic"),
+        (
+            "deep-no-bonus", "deepinterestgr", "labels-uniform", "labels-random", "labels-heuristic",
+            "reward-prefix", "prefix-quality", "prefix-random",
+        ),
     ),
 }
 
