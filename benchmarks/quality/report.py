@@ -32,10 +32,12 @@ def write_report(
     titles = {**PEER_TITLES, **{name: system.title for name, system in SYSTEMS.items()}}
     catalogue = settings.path.name if settings.path else settings.source
     parts = [f"# Quality on {catalogue}, budget {budget}", _facts(cells, ground, settings, budget, command)]
+    hard = ground.twins[ground.split.test_cases()[1]]
     for table, (title, names) in TABLES.items():
         if any(name in cells for name in names) and sum(name in cells or name in notes for name in names) > 1:
-            parts += [f"## {title}", tables.ranking_table(cells, table, titles, notes), f"![{title}]({table}.svg)"]
-    if (found := _papers_against_peers(cells, titles, ground)) is not None:
+            ranked = tables.ranking_table(cells, table, titles, notes, hard)
+            parts += [f"## {title}", ranked, f"![{title}]({table}.svg)"]
+    if (found := _papers_against_peers(cells, titles, hard)) is not None:
         parts += ["## The best of the papers' systems against the best peer", found]
     parts += ["## Diversity, over the first ten", tables.diversity_table(cells, titles)]
     for name, of in cells.items():
@@ -83,16 +85,15 @@ def _facts(
 
 
 def _papers_against_peers(
-    cells: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str], ground: Ground
+    cells: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str], hard: np.ndarray
 ) -> str | None:
     """The system and the peer that were best on validation, over all test users and the hard ones."""
     ours, peer = tables.best(cells, PAPERS), tables.best(cells, PEERS)
     if ours is None or peer is None:
         return None
-    hard = ground.twins[ground.split.test_cases()[1]]
     lines = [f"{titles[ours]} against {titles[peer]}, both chosen by validation NDCG@10; hits in the first ten:", ""]
     for what, member in (("all test users", None), ("hard", hard)):
         if member is None or member.any():
             found = tables.compared(cells, ours, peer, member)
-            lines.append(f"- {what}: {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p = {found.p:.2g}")
+            lines.append(f"- {what}: {tables.shown_versus(found)}")
     return "\n".join(lines)

@@ -39,8 +39,14 @@ def compared(cells: Cells, system: str, peer: str, member: np.ndarray | None = N
     return paired_bootstrap(a if member is None else a[member], b if member is None else b[member])
 
 
-def ranking_table(cells: Cells, table: str, titles: Mapping[str, str], notes: Mapping[str, str]) -> str:
-    """One table of systems; bold is the highest mean of a column."""
+def ranking_table(
+    cells: Cells, table: str, titles: Mapping[str, str], notes: Mapping[str, str], hard: np.ndarray
+) -> str:
+    """One table of systems; bold is the highest mean of a column.
+
+    Args:
+        hard: [users] bool, whose held-out item has a twin.
+    """
     names = TABLES[table][1]
     against = best(cells, PEERS) if table == "main" else names[0] if cells.get(names[0]) else None
     columns = [
@@ -54,14 +60,19 @@ def ranking_table(cells: Cells, table: str, titles: Mapping[str, str], notes: Ma
         for name in rows for at, (part, key, _) in enumerate(columns)
     }
     top = [max((v[0] for n in rows if (v := found[n, at])), default=None) for at in range(len(columns))]
-    head = ["system", *(title for *_, title in columns), f"HR@10 against {titles[against]} (95%, p)" if against else ""]
+    members = [None, hard] if hard.any() else [None]
+    versus = [f"{what}HR@10 against {titles[against]} (95%, p)" for what in ("", "hard ")] if against else []
+    head = ["system", *(title for *_, title in columns), *versus[: len(members)]]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for name in rows:
         shown = [_shown(found[name, at], top[at]) for at in range(len(columns))]
         if not cells.get(name):
             shown = [notes[name], *[""] * (len(columns) - 1)]
-        versus = _versus(compared(cells, name, against)) if against and cells.get(name) and name != against else ""
-        lines.append("| " + " | ".join([titles[name], *shown, versus]) + " |")
+        if against and cells.get(name) and name != against:
+            shown += [shown_versus(compared(cells, name, against, member)) for member in members]
+        elif against:
+            shown += [""] * len(members)
+        lines.append("| " + " | ".join([titles[name], *shown]) + " |")
     return "\n".join(lines)
 
 
@@ -112,7 +123,8 @@ def _shown(found: tuple[float, float] | None, top: float | None) -> str:
     return f"{text} ± {found[1]:.4f}" if found[1] else text
 
 
-def _versus(found: Comparison) -> str:
+def shown_versus(found: Comparison) -> str:
+    """Difference, 95% interval and p."""
     return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p = {found.p:.2g}"
 
 
