@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.skipif(
     not os.environ.get("TESSERA_IMAGE_TEST"), reason="`make image-test` builds the images and runs these"
 )]  # fmt: skip
 
-STEPS = ("components.stage", "kfp.dsl.types.artifact_types")
+STEPS = ("components.stage", "kfp.dsl.executor_main")
 IMPORTS = {
     "enrich": ("tessera.enrichment.stages", "sentence_transformers", "efficientnet_lite_pytorch", "psycopg", *STEPS),
     "train": ("tessera.policy.train", "tessera.policy.align", "accelerate", "peft", *STEPS),
