@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -44,7 +45,7 @@ class Grown:
         ingest.run(settings, f"sqlite:///{folder / 'shop.db'}", self.source)
         self.whole = {name: pq.read_table(self.source / f"{name}.parquet") for name in ("items", "interactions")}
         # A third is without photo: of so many, the embedded provider's captions would be too much alike for the gate.
-        pictured = pa.array([number % 3 != 0 for number in range(items + new)])
+        pictured = pa.array(np.random.default_rng(seed).random(items + new) > 1 / 3)
         photos = pc.if_else(pictured, self.whole["items"]["image"], None)
         column = self.whole["items"].schema.get_field_index("image")
         self.whole["items"] = self.whole["items"].set_column(column, "image", photos)
