@@ -3,8 +3,9 @@
     python -m benchmarks.refresh
 
 Trains a small policy on a shop that lacks its last items, starts Triton and the feature server, lets the items appear
-in the source with a purchase each, and runs `tessera run refresh` beside the servers. Says what each step took, how
-many published SIDs moved, how often models were asked, and how many of the new items are looked up and recommended.
+in the source with their purchases, and runs `tessera run refresh` beside the servers. Says what each step took, how
+many published SIDs moved, how often models were asked, how many of the new items are looked up and are recommended when
+nothing else may be, and how many stand in the lists of new items that a buyer of each new item gets.
 """
 
 import json
@@ -31,8 +32,8 @@ from tessera.files import read_json
 from tessera_client import Recommender
 
 ANY_PORT = PlatformSettings(http_port=0, grpc_port=0, metrics_port=0, features_port=0)
-ASKED = 20
-"""Items of one answer."""
+LISTED = 20
+"""Items of a list."""
 
 
 class Grown:
@@ -79,7 +80,7 @@ class Grown:
 
     def said(self) -> dict[str, dict[str, Any]]:
         """What each step of the newest run said."""
-        newest = max((self.out / "artifacts").iterdir())
+        newest = max((self.out / "artifacts").iterdir(), key=lambda path: path.stat().st_mtime)
         return {path.parent.name: read_json(path) for path in newest.rglob("stats")}
 
 
@@ -103,7 +104,8 @@ def main(
             shop.grow()
             seconds = shop.run("refresh")
             after = lookup_sids(shop)
-            answers = [client.recommend(history=[item], k=ASKED, allow=shop.new) for item in shop.new]
+            alone = [client.recommend(history=[item], k=1, allow=[item]) for item in shop.new]
+            lists = [client.recommend(history=[item], k=LISTED, allow=shop.new) for item in shop.new]
         said = shop.said()
         found = {
             "items": len(before), "new": len(after) - len(before), "seconds": round(seconds, 1),
@@ -111,7 +113,8 @@ def main(
             "moved_sids": sum(after[item] != sid for item, sid in before.items()),
             "model_calls": {step: one["model_calls"] for step, one in said.items() if "model_calls" in one},
             "looked_up": sum(item in after for item in shop.new),
-            "recommended": len({one.item_id for answer in answers for one in answer.items}),
+            "recommended": len({one.item_id for answer in alone for one in answer.items}),
+            "in_lists": len({one.item_id for answer in lists for one in answer.items}),
             "steps": {step: round(one["seconds"], 1) for step, one in said.items() if "seconds" in one},
         }  # fmt: skip
         print(json.dumps(found | {"hardware": hardware(), "seed": seed}, indent=1))
