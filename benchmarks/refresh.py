@@ -104,7 +104,10 @@ def main(
             shop.grow()
             seconds = shop.run("refresh")
             after = lookup_sids(shop)
-            alone = [client.recommend(history=[item], k=1, allow=[item]) for item in shop.new]
+            # What a user has bought is left out of the answer, so another item is the history.
+            others = [*shop.new[1:], shop.new[0]]
+            pairs = zip(others, shop.new, strict=True)
+            alone = [client.recommend(history=[other], k=1, allow=[item]) for other, item in pairs]
             lists = [client.recommend(history=[item], k=LISTED, allow=shop.new) for item in shop.new]
         said = shop.said()
         found = {
