@@ -5,11 +5,20 @@ import math
 import torch
 from torch import Tensor
 
+BLOCK = 65_536
+"""Rows whose distances to all centres are in memory at once."""
+
 
 def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
     """||x_i - c_k||^2 as one matrix product; x [N, D], centres [K, D] -> [N, K], not below 0."""
     cross = torch.addmm((centres * centres).sum(1), x, centres.T, beta=1.0, alpha=-2.0)
     return (cross + (x * x).sum(1, keepdim=True)).clamp_min_(0.0)
+
+
+def nearest_centres(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distance to the nearest centre [N], and which it is [N]; a tie goes to the lowest."""
+    found = [squared_distances(part, centres).min(1) for part in x.split(BLOCK)]
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
 
 
 def kmeans(
@@ -22,14 +31,17 @@ def kmeans(
     centres = _plus_plus(x, size, generator) if start is None else start
     previous: Tensor | None = None
     for _ in range(iterations):
-        nearest, assigned = squared_distances(x, centres).min(1)
+        nearest, assigned = nearest_centres(x, centres)
         if previous is not None and torch.equal(assigned, previous):
             break
         previous = assigned
-        # Sums by a matrix product and not by scatter: the same bits on every run, on a GPU too.
-        member = torch.nn.functional.one_hot(assigned, size).to(x.dtype)
-        counts = member.sum(0)
-        centres = torch.where(counts[:, None] > 0, member.T @ x / counts.clamp_min(1.0)[:, None], centres)
+        counts, sums = x.new_zeros(size), torch.zeros_like(centres)
+        for part, codes in zip(x.split(BLOCK), assigned.split(BLOCK), strict=True):
+            # Sums by a matrix product and not by scatter: the same bits on every run, on a GPU too.
+            member = torch.nn.functional.one_hot(codes, size).to(x.dtype)
+            counts += member.sum(0)
+            sums += member.T @ part
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1.0)[:, None], centres)
         empty = (counts == 0).nonzero().squeeze(1)
         farthest = nearest.topk(min(len(empty), len(x))).indices
         farthest = farthest[nearest[farthest] > 1e-9 * x.square().sum(1).mean()]
@@ -61,7 +73,7 @@ def residual_kmeans(z: Tensor, levels: int, size: int, generator: torch.Generato
     residual, codebooks = z, []
     for _ in range(levels):
         centres = kmeans(residual, size, generator, iterations)
-        residual = residual - centres[squared_distances(residual, centres).argmin(1)]
+        residual = residual - centres[nearest_centres(residual, centres)[1]]
         codebooks.append(centres)
     return torch.stack(codebooks)
 
@@ -80,7 +92,7 @@ def quantize(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
     """
     residual, codes = z, []
     for book in codebooks:
-        code = squared_distances(residual, book).argmin(1)
+        code = nearest_centres(residual, book)[1]
         residual = residual - book[code]
         codes.append(code)
     chosen = torch.stack(codes, 1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.tokenizer.fusion import Balance
-from tessera.tokenizer.kmeans import quantize, residual_kmeans
+from tessera.tokenizer.kmeans import BLOCK, quantize, residual_kmeans
 
 
 class RQKMeans(nn.Module):
@@ -34,7 +34,7 @@ class RQKMeans(nn.Module):
 
     def principal(self, x: Tensor) -> Tensor:
         """Orthonormal directions [Dt + Di, D] that keep most of the variance of x [N, Dt + Di], by falling variance."""
-        moment = sum(part.double().T @ part.double() for part in x.split(65536)) / len(x)
+        moment = sum(part.double().T @ part.double() for part in x.split(BLOCK)) / len(x)
         basis = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : self.basis.shape[1]]
         # An eigenvector's sign is arbitrary: make its largest component positive.
         return (basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()).to(x.dtype)

@@ -25,6 +25,15 @@ def test_two_levels_by_hand() -> None:
     assert lookup(codes, BOOKS).tolist() == quantized.tolist()
 
 
+def test_blocks_of_rows_give_what_all_rows_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.randn(200, 6, generator=generator())
+    whole = residual_kmeans(z, 2, 8, generator(1))
+    monkeypatch.setattr("tessera.tokenizer.kmeans.BLOCK", 30)
+    parts = residual_kmeans(z, 2, 8, generator(1))
+    torch.testing.assert_close(parts, whole)
+    assert torch.equal(quantize(z, parts)[0], quantize(z, whole)[0])
+
+
 def test_a_tie_goes_to_the_lowest_code() -> None:
     assert quantize(torch.tensor([[2.0, 0.0]]), BOOKS)[0][0, 0] == 0
 
