@@ -13,7 +13,7 @@ from benchmarks.quality.world import World
 from tessera.decoding.recommender import Recommender
 from tessera.evaluation import diversity
 from tessera.evaluation.data import Split, read_split
-from tessera.evaluation.metrics import coverage, ranking_metrics, ranks
+from tessera.evaluation.metrics import coverage, ranking_metrics, ranks, without_bought
 from tessera.policy.materials import categories, read_materials
 from tessera.policy.mixture import tasks_of
 from tessera.policy.task_ranking import task_metrics
@@ -49,14 +49,19 @@ class Ground:
         )
 
     def measure(self, validation: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-        """Metrics of answers [users, LIST], item numbers, -1 where an answer is shorter."""
-        wanted = self.split.test_cases()[1]
-        rank = ranks(test, wanted)
+        """Metrics of answers [users, LIST], item numbers, -1 where an answer is shorter.
+
+        "served": what is left of them when bought items are left out, as the service does by default.
+        """
+        histories, wanted = self.split.test_cases()
+        rank, served = ranks(test, wanted), ranks(without_bought(test, histories), wanted)
         out = {
             "test": ranking_metrics(rank),
+            "served": ranking_metrics(served),
             "validation": ranking_metrics(ranks(validation, self.split.validation_cases()[1])),
             "diversity": self.diversity(test),
             "ranks": pack_ranks(rank),
+            "served_ranks": pack_ranks(served),
         }
         for name, member in (("hard", self.twins), ("cold", self.cold)):
             of = member[wanted]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import figures, tables
-from benchmarks.quality.measures import Ground
+from benchmarks.quality.measures import LIST, Ground
 from benchmarks.quality.slices import COLD, TWIN
 from benchmarks.quality.systems import BUDGETS, PEERS, SYSTEMS, TABLES
 from tessera.config import Settings
@@ -52,7 +52,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     figures.draw(cells, titles, out)
     write_text(out / "report.md", "\n\n".join(parts) + "\n")
-    kept = {name: [{k: v for k, v in cell.items() if k != "ranks"} for cell in of] for name, of in cells.items()}
+    kept = {name: [{k: v for k, v in cell.items() if "ranks" not in k} for cell in of] for name, of in cells.items()}
     write_json(out / "report.json", {"command": command, "budget": budget, "catalogue": catalogue, "cells": kept})
 
 
@@ -70,7 +70,8 @@ def _facts(
     return "\n".join([
         f"`{command}`", "",
         f"- {len(split.users)} users ({share}), {len(ground.item_ids)} items, leave-last-out, every item ranked, "
-        f"bought items not removed; beam {settings.evaluation.beam} for every system of this code.",
+        f"bought items not removed; beam {settings.evaluation.beam} for every system of this code. Served: the same "
+        f"answers of {LIST} items with bought items left out, as the service does.",
         f"- Seeds {', '.join(map(str, seeds))}; ± is the standard deviation over seeds. The standard error of an HR@10 "
         f"of 0.1 from {len(asked)} test users is {np.sqrt(0.09 / len(asked)):.4f}. p: paired bootstrap over users.",
         f"- Every system stopped by validation alone. Hard: {ground.twins[asked].mean():.0%} of the test cases, whose "
@@ -92,8 +93,13 @@ def _papers_against_peers(
     if ours is None or peer is None:
         return None
     lines = [f"{titles[ours]} against {titles[peer]}, both chosen by validation NDCG@10; hits in the first ten:", ""]
-    for what, member in (("all test users", None), ("hard", hard)):
-        if member is None or member.any():
-            found = tables.compared(cells, ours, peer, member)
+    everyone = np.ones_like(hard)
+    asked: tuple[tuple[str, np.ndarray, tables.Ranks], ...] = (
+        ("all test users", everyone, "ranks"), ("hard", hard, "ranks"),
+        ("all test users, served", everyone, "served_ranks"), ("hard, served", hard, "served_ranks"),
+    )  # fmt: skip
+    for what, member, ranks in asked:
+        if member.any():
+            found = tables.compared(cells, ours, peer, member, ranks)
             lines.append(f"- {what}: {tables.shown_versus(found)}")
     return "\n".join(lines)

@@ -74,6 +74,9 @@ SYSTEMS: dict[str, System] = {
     "sigma-no-grounding": replace(SIGMA, title="without grounding", grounded=False),
     "sigma-no-tasks": replace(SIGMA, title="without instruction tasks", policy=OWN),
     "sigma-no-own": replace(SIGMA, title="without own tokens (plain SIDs)", policy={"tasks": "sigma"}),
+    "sigma-longer": replace(
+        SIGMA, title="a prefix of two codes instead of one", policy={"tasks": "sigma", **OWN, "hybrid_prefix": 2}
+    ),
     # CMSA's branches and the words beside the metadata, under plain next-SID training.
     "branch-text": System("text only", "text", "intents"),
     "branch-caption": System("caption only", "caption", "intents"),
@@ -116,7 +119,8 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("trialigngr", *(f"tmt-no-{group}" for group in TMT_GROUPS), "tmt-next"),
     ),
     "hybrid": (
-        "SIGMA, one thing less at a time", ("sigma", "sigma-no-grounding", "sigma-no-tasks", "sigma-no-own"),
+        "SIGMA, one thing else at a time",
+        ("sigma", "sigma-no-grounding", "sigma-no-tasks", "sigma-no-own", "sigma-longer"),
     ),
     "branches": (
         "CMSA branches (next-SID training)", ("branch-text", "branch-caption", "branch-image", "branch-both"),

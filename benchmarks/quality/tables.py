@@ -1,7 +1,7 @@
 """Cells to Markdown: mean and spread over seeds, and how sure the difference to the best peer is."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from benchmarks.quality.store import unpack_ranks
 from benchmarks.quality.systems import PEERS, TABLES
 from tessera.evaluation.significance import Comparison, paired_bootstrap
 
+Ranks = Literal["ranks", "served_ranks"]
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 """The cells of each system, one a seed."""
 
@@ -21,9 +22,9 @@ def mean_and_spread(cells: Sequence[Mapping[str, Any]], part: str, name: str) ->
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def hits(cells: Sequence[Mapping[str, Any]], k: int = 10) -> np.ndarray:
+def hits(cells: Sequence[Mapping[str, Any]], ranks: Ranks = "ranks", k: int = 10) -> np.ndarray:
     """[users] share of the seeds whose first k hold the user's held-out item."""
-    return np.mean([unpack_ranks(cell["ranks"]) < k for cell in cells], axis=0)
+    return np.mean([unpack_ranks(cell[ranks]) < k for cell in cells], axis=0)
 
 
 def best(cells: Cells, among: Sequence[str]) -> str | None:
@@ -33,9 +34,11 @@ def best(cells: Cells, among: Sequence[str]) -> str | None:
     return max(known, key=known.__getitem__) if known else None
 
 
-def compared(cells: Cells, system: str, peer: str, member: np.ndarray | None = None) -> Comparison:
+def compared(
+    cells: Cells, system: str, peer: str, member: np.ndarray | None = None, ranks: Ranks = "ranks"
+) -> Comparison:
     """A system's hits in the first ten against a peer's, in the same users; `member` [users] bool takes some."""
-    a, b = hits(cells[system]), hits(cells[peer])
+    a, b = hits(cells[system], ranks), hits(cells[peer], ranks)
     return paired_bootstrap(a if member is None else a[member], b if member is None else b[member])
 
 
@@ -52,6 +55,7 @@ def ranking_table(
     columns = [
         ("test", "hr@5", "HR@5"), ("test", "ndcg@5", "NDCG@5"), ("test", "hr@10", "HR@10"),
         ("test", "ndcg@10", "NDCG@10"), ("hard", "hr@10", "hard HR@10"), ("cold", "hr@10", "cold HR@10"),
+        ("served", "hr@10", "HR@10 served"), ("served", "ndcg@10", "NDCG@10 served"),
         ("validation", "ndcg@10", "validation NDCG@10"),
     ]
     rows = [name for name in names if cells.get(name) or name in notes]

@@ -1,6 +1,6 @@
 """Full-ranking metrics, from the rank of each user's one held-out item."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,23 @@ def ranks(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     hit = rows == targets[:, None]
     return np.where(hit.any(axis=1), hit.argmax(axis=1), MISSED)
+
+
+def without_bought(rows: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
+    """The answers less what the user has bought already, as a shop shows them.
+
+    Args:
+        rows: [users, n] item numbers in falling order, -1 where the answer is shorter; histories: [users] item numbers.
+
+    Returns:
+        [users, n], the rest of each answer moved up, -1 behind it.
+    """
+    bought = np.concatenate(histories)
+    size = 1 + max(int(bought.max(initial=0)), int(rows.max(initial=0)))
+    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    gone = np.isin(np.arange(len(rows))[:, None] * size + rows, owner * size + bought) | (rows < 0)
+    order = np.argsort(gone, axis=1, kind="stable")
+    return np.take_along_axis(np.where(gone, -1, rows), order, axis=1)
 
 
 def hit_rate(rank: np.ndarray, k: int) -> float:

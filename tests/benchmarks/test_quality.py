@@ -164,12 +164,15 @@ def test_an_unknown_system_is_refused(settings: Settings, tmp_path: Path) -> Non
 
 def test_mean_spread_and_comparison_by_hand() -> None:
     def cell(hr: float, ranks: list[int]) -> dict[str, object]:
-        return {"test": {"hr@10": hr}, "validation": {"ndcg@10": hr}, "ranks": pack_ranks(np.array(ranks))}
+        packed = {"ranks": pack_ranks(np.array(ranks)), "served_ranks": pack_ranks(np.maximum(np.array(ranks) - 1, 0))}
+        return {"test": {"hr@10": hr}, "validation": {"ndcg@10": hr}, **packed}
 
     cells = {"a": [cell(0.2, [0, 30]), cell(0.4, [3, 11])], "b": [cell(0.1, [30, 30])]}
     assert tables.mean_and_spread(cells["a"], "test", "hr@10") == pytest.approx((0.3, np.sqrt(0.02)))
     assert tables.mean_and_spread(cells["a"], "test", "hr@5") is None
     assert tables.hits(cells["a"]).tolist() == [1.0, 0.0]
+    assert tables.hits(cells["a"], "served_ranks", k=11).tolist() == [1.0, 0.5]
     assert tables.best(cells, ("a", "b", "c")) == "a"
     assert tables.compared(cells, "a", "b").difference == pytest.approx(0.5)
     assert tables.compared(cells, "a", "b", np.array([False, True])).difference == 0
+    assert tables.compared(cells, "a", "b", ranks="served_ranks").difference == pytest.approx(0.5)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from tessera.evaluation.baselines import popularity
-from tessera.evaluation.metrics import MISSED, coverage, hit_rate, ndcg, ranking_metrics, ranks
+from tessera.evaluation.metrics import (
+    MISSED,
+    coverage,
+    hit_rate,
+    ndcg,
+    ranking_metrics,
+    ranks,
+    without_bought,
+)
 
 ROWS = np.array([[3, 1, 2, 0], [0, 5, 4, 1], [7, -1, -1, -1], [2, 6, 9, 8]])
 TARGETS = np.array([3, 4, 5, 8])
@@ -12,6 +20,13 @@ TARGETS = np.array([3, 4, 5, 8])
 
 def test_ranks() -> None:
     assert ranks(ROWS, TARGETS).tolist() == [0, 2, MISSED, 3]
+
+
+def test_what_was_bought_is_left_out_and_the_rest_moves_up() -> None:
+    """Item 9 of the third history is in no answer; a longer history takes all of an answer."""
+    histories = [np.array([1, 3]), np.array([2]), np.array([9, 0]), np.array([9, 8, 6, 2, 6])]
+    assert without_bought(ROWS, histories).tolist() == [[2, 0, -1, -1], [0, 5, 4, 1], [7, -1, -1, -1], [-1] * 4]
+    assert without_bought(ROWS, [np.empty(0, np.int64)] * 4).tolist() == ROWS.tolist()
 
 
 def test_an_unknown_item_is_never_found() -> None:
