@@ -14,19 +14,16 @@ from benchmarks.quality.tables import Cells, mean_and_spread
 from tessera.files import replacing
 
 
-def draw(cells: Cells, titles: Mapping[str, str], folder: Path) -> list[Path]:
-    """All figures that these cells are enough for."""
-    drawn = []
-    for table in TABLES:
-        if any(name in cells for name in TABLES[table][1]):
-            drawn.append(_bars(cells, titles, table, folder / f"{table}.svg"))
+def draw(cells: Cells, titles: Mapping[str, str], shown: Sequence[str], folder: Path) -> None:
+    """The figures of the tables that are shown, and of the dial where it was turned."""
+    for table in shown:
+        _bars(cells, titles, table, folder / f"{table}.svg")
     dials = {titles[name]: of for name, of in cells.items() if of and all("dial" in cell for cell in of)}
     if dials:
-        drawn.append(_dial(dials, folder / "dial.svg"))
-    return drawn
+        _dial(dials, folder / "dial.svg")
 
 
-def _bars(cells: Cells, titles: Mapping[str, str], table: str, path: Path) -> Path:
+def _bars(cells: Cells, titles: Mapping[str, str], table: str, path: Path) -> None:
     """Test HR@10 of a table's systems; the line is the spread over seeds."""
     title, names = TABLES[table]
     known = [name for name in names if cells.get(name)][::-1]
@@ -35,10 +32,10 @@ def _bars(cells: Cells, titles: Mapping[str, str], table: str, path: Path) -> Pa
     axes.barh([titles[name] for name in known], [f[0] for f in found], xerr=[f[1] for f in found], color="#4c72b0")
     axes.set(xlabel="test HR@10", title=title)
     axes.spines[["top", "right"]].set_visible(False)
-    return _saved(figure, path)
+    _save(figure, path)
 
 
-def _dial(dials: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+def _dial(dials: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Categories that a list covers against HR@10, a point a setting of the dial."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for title, cells in dials.items():
@@ -54,11 +51,10 @@ def _dial(dials: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
     axes.set(xlabel="categories covered by a list of ten", ylabel="test HR@10", title="Fusion: accuracy to diversity")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return _saved(figure, path)
+    _save(figure, path)
 
 
-def _saved(figure: Any, path: Path) -> Path:
+def _save(figure: Any, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     plt.close(figure)
-    return path

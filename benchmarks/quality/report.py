@@ -33,10 +33,13 @@ def write_report(
     catalogue = settings.path.name if settings.path else settings.source
     parts = [f"# Quality on {catalogue}, budget {budget}", _facts(cells, ground, settings, budget, command)]
     hard = ground.twins[ground.split.test_cases()[1]]
-    for table, (title, names) in TABLES.items():
-        if any(name in cells for name in names) and sum(name in cells or name in notes for name in names) > 1:
-            ranked = tables.ranking_table(cells, table, titles, notes, hard)
-            parts += [f"## {title}", ranked, f"![{title}]({table}.svg)"]
+    shown = [
+        table for table, (_, names) in TABLES.items()
+        if any(name in cells for name in names) and sum(name in cells or name in notes for name in names) > 1
+    ]  # fmt: skip
+    for table in shown:
+        title = TABLES[table][0]
+        parts += [f"## {title}", tables.ranking_table(cells, table, titles, notes, hard), f"![{title}]({table}.svg)"]
     if (found := _papers_against_peers(cells, titles, hard)) is not None:
         parts += ["## The best of the papers' systems against the best peer", found]
     parts += ["## Diversity, over the first ten", tables.diversity_table(cells, titles)]
@@ -50,7 +53,7 @@ def write_report(
         parts += ["## What training after SFT did on validation", tables.gain_table(cells, titles)]
     parts += ["## Seconds", tables.seconds_table(cells, titles)]
     out.mkdir(parents=True, exist_ok=True)
-    figures.draw(cells, titles, out)
+    figures.draw(cells, titles, shown, out)
     write_text(out / "report.md", "\n\n".join(parts) + "\n")
     kept = {name: [{k: v for k, v in cell.items() if "ranks" not in k} for cell in of] for name, of in cells.items()}
     write_json(out / "report.json", {"command": command, "budget": budget, "catalogue": catalogue, "cells": kept})

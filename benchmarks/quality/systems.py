@@ -70,11 +70,11 @@ SYSTEMS: dict[str, System] = {
         for group in TMT_GROUPS
     },
     "tmt-next": replace(TRI, title="next-SID alone", policy={}),
-    # SIGMA less one thing at a time.
+    # SIGMA with one thing else at a time.
     "sigma-no-grounding": replace(SIGMA, title="without grounding", grounded=False),
     "sigma-no-tasks": replace(SIGMA, title="without instruction tasks", policy=OWN),
     "sigma-no-own": replace(SIGMA, title="without own tokens (plain SIDs)", policy={"tasks": "sigma"}),
-    "sigma-longer": replace(
+    "sigma-prefix-2": replace(
         SIGMA, title="a prefix of two codes instead of one", policy={"tasks": "sigma", **OWN, "hybrid_prefix": 2}
     ),
     # CMSA's branches and the words beside the metadata, under plain next-SID training.
@@ -120,7 +120,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "hybrid": (
         "SIGMA, one thing else at a time",
-        ("sigma", "sigma-no-grounding", "sigma-no-tasks", "sigma-no-own", "sigma-longer"),
+        ("sigma", "sigma-no-grounding", "sigma-no-tasks", "sigma-no-own", "sigma-prefix-2"),
     ),
     "branches": (
         "CMSA branches (next-SID training)", ("branch-text", "branch-caption", "branch-image", "branch-both"),

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 
 from tessera.evaluation.baselines import popularity
-from tessera.evaluation.metrics import (
-    MISSED,
-    coverage,
-    hit_rate,
-    ndcg,
-    ranking_metrics,
-    ranks,
-    without_bought,
-)
+from tessera.evaluation.metrics import MISSED, coverage, hit_rate, ndcg, ranking_metrics, ranks, without_bought
 
 ROWS = np.array([[3, 1, 2, 0], [0, 5, 4, 1], [7, -1, -1, -1], [2, 6, 9, 8]])
 TARGETS = np.array([3, 4, 5, 8])
