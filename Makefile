@@ -10,6 +10,7 @@ OVERLAY ?= local
 .PHONY: demo test lint images image-test k8s k8s-secrets bench bench-setup clean setup help
 
 help:
+	@echo "make setup   the environments alone, as every target makes them"
 	@echo "make demo    set up, run the whole chain on the demo shop, print answers from Triton"
 	@echo "make test    set up, run every test"
 	@echo "make lint    ruff, mypy, import-linter, hadolint"
@@ -17,7 +18,7 @@ help:
 	@echo "make image-test  build them, and run each confined; then a training run whose steps are containers"
 	@echo "make k8s OVERLAY=local  the manifests of an overlay, with the images of this code, in build/k8s/"
 	@echo "make k8s-secrets  passwords for the overlay local, once"
-	@echo "make bench   the benchmarks that the documents quote"
+	@echo "make bench   the benchmarks of decoding, serving and lookups"
 	@echo "make bench-setup  the environment of the peers from RecBole, for the quality benchmark"
 	@echo "make clean   remove environments, runs and caches"
 

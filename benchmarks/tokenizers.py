@@ -60,7 +60,9 @@ def main(
         collaborative.run(embeddings, work / name / "splits.parquet", bought, seed)
     for method in methods:
         read = bought if method == "aligned" else embeddings
-        rows.append(measure(method, replace(sizes, method=method), read, seed))
+        # Semantic Convergence has four levels.
+        levels = 4 if method == "aligned" and tokenizer is None else sizes.levels
+        rows.append(measure(method, replace(sizes, method=method, levels=levels), read, seed))
     records = compare(rows, inputs, [intents.get(item) for item in inputs.item_ids])
     table = to_markdown(records)
     print(table)

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ Home = Annotated[
 ]
 Flat = tyro.conf.arg(name="")
 Pipeline = Literal["training", "tokenization", "refresh", "promotion", "precompute"]
+Table = Literal["main", "ablations", "tasks", "hybrid", "branches", "words", "rewards", "labels"]
 Parameters = Annotated[
     dict[str, str], tyro.conf.arg(help="Parameters that no setting gives, by name: --parameters version 3 why better.")
 ]
@@ -63,7 +65,9 @@ def compile_(
     Args:
         output: YAML file to write; of `all` a folder, which gets each pipeline as NAME.yaml and, as the Kubernetes
             resources Pipeline and PipelineVersion, as kubernetes/NAME.yaml.
+        pipeline: what to compile.
         settings: written into the TrainJob; pipelines get theirs when they are started.
+        preset: as for `run`.
     """
     from pipelines import compilation, trainjob
 
@@ -92,9 +96,11 @@ def submit(
     The token for the endpoint is read from TESSERA_KFP_TOKEN; within a cluster the pod's service account is enough.
 
     Args:
+        pipeline: what to run.
         endpoint: URL of Kubeflow Pipelines.
         settings: as for `run`; the source's path is one on the cluster's shared volume.
         cron: run on this schedule, five fields in UTC; one that was submitted for this pipeline before is replaced.
+        preset: as for `run`.
     """
     from pipelines import submission
 
@@ -134,7 +140,10 @@ def rollback(home: Home = None, platform: PlatformSettings = PLATFORM, who: str 
     _moved(promotion.rollback(_home(home or platform.home), platform, who=who, why=why))
 
 
-def versions(home: Home = None, mlflow_url: str = "") -> None:
+def versions(
+    home: Home = None,
+    mlflow_url: Annotated[str, tyro.conf.arg(aliases=["--platform.mlflow-url"])] = "",
+) -> None:
     """List the registered tokenizers and policies, and who made which of them the champion, when and why.
 
     Args:
@@ -168,15 +177,15 @@ def lookup(
     """Look up an item's enrichment and SID, the items of a SID, or a user's history in the feature store.
 
     Args:
+        kind: what to look up.
         key: item id, SID as a_b_c, or user id.
     """
-    import dataclasses
     import json
 
     from feature_repo import lookup as features
 
     found = getattr(features, kind)(_home(home), key)
-    plain(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False, default=str))
+    plain(json.dumps(asdict(found), indent=2, ensure_ascii=False, default=str))
 
 
 def serve(home: Home = None, platform: PlatformSettings = PLATFORM) -> None:
@@ -262,6 +271,7 @@ def demo(
 
     Args:
         users: how many users to answer.
+        preset: as for `run`.
     """
     from pipelines.demo import demo as start
 
@@ -273,7 +283,7 @@ def bench(
     settings: Annotated[Settings, Flat],
     budget: Literal["smoke", "small", "full"] = "small",
     seeds: int = 3,
-    tables: tuple[str, ...] = (),
+    tables: tuple[Table, ...] = (),
     systems: tuple[str, ...] = (),
     out: Path | None = None,
     work: Path = Path("runs/bench-quality"),
@@ -285,13 +295,14 @@ def bench(
     was, and more seeds or systems are added by asking for them.
 
     Args:
+        what: what to measure.
         budget: what a cell may cost: `smoke` seconds, `small` ten minutes on two cores, `full` as the settings say.
         seeds: seeds 0, 1, ... of every system.
-        tables: measure the systems of these tables only (main, ablations, tasks, hybrid, branches, words, rewards,
-            labels).
+        tables: measure the systems of these tables only.
         systems: measure these systems only.
         out: folder of cells, tables and figures; else benchmarks/results/quality-CATALOGUE-BUDGET.
         work: folder of what is computed on the way.
+        preset: as for `run`.
     """
     try:
         from benchmarks.quality import bench as quality
@@ -301,13 +312,33 @@ def bench(
         ) from None
 
     catalogue = settings.path.name if settings.path else settings.source
-    told = f"tessera bench quality --source {settings.source}{f' --path {catalogue}' if settings.path else ''}"
-    command = f"{told} --budget {budget} --seeds {seeds}"
+    command = f"tessera bench quality {_flags(settings)} --budget {budget} --seeds {seeds}"
     chosen = [*quality.names_of(tables), *systems]
     folder = out or Path("benchmarks/results") / f"quality-{catalogue}-{budget}"
     report = quality.run(settings, budget, seeds, chosen, folder, work / catalogue, command)
     plain(report.read_text(encoding="utf-8"))
     plain(f"{report} and the figures beside it are written.")
+
+
+def _flags(settings: Settings) -> str:
+    """The flags that give these settings; of the source's folder its name, and no URL, which may hold a secret."""
+    start = preset("demo" if settings.source == "shop" else "catalogue")
+    named = replace(settings, path=Path(settings.path.name)) if settings.path else settings
+    before, now = _flat(asdict(start)), _flat(asdict(named))
+    told = [f"--source {settings.source}"]
+    for name, value in now.items():
+        if value != before[name] and name != "source" and not name.startswith("platform.") and not name.endswith("url"):
+            section, _, last = name.replace("_", "-").rpartition(".")
+            flag = f"{section}.{'no-' if value is False else ''}{last}".lstrip(".")
+            told.append(f"--{flag}" if isinstance(value, bool) else f"--{flag} {value}")
+    return " ".join(told)
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+    return found
 
 
 def _home(given: Path | None) -> Path:

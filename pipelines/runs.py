@@ -52,6 +52,8 @@ def parameters(
 def run(name: str, settings: Settings, out: Path, more: Mapping[str, str] = MappingProxyType({})) -> None:
     """Run a pipeline on this machine and say what came out."""
     if name == "training":
+        if more:
+            raise InputError("training has no free parameter; its settings say everything (`tessera run --help`).")
         training(settings, out)
         return
     home = local.home_of(settings)
@@ -94,4 +96,4 @@ def _typed(name: str, text: str, wanted: Mapping[str, Any], given: Mapping[str, 
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        raise InputError(f"parameter {name} is '{text}', which is no {kind.lower()}.") from None
+        raise InputError(f"parameter {name} is '{text}', which is no {kind.lower()}; say it as JSON would.") from None

@@ -28,7 +28,8 @@ class CatalogueSettings:
     download_images: bool = True
     """Fetch photo URLs of an `amazon` source; what is already on disk is not fetched again."""
     url: str = ""
-    """SQLAlchemy URL of the catalogue; empty for SQLite in the platform's home. PostgreSQL: postgresql+psycopg://..."""
+    """SQLAlchemy URL of the catalogue; else TESSERA_CATALOGUE_URL, else SQLite in the platform's home.
+    PostgreSQL: postgresql+psycopg://..."""
 
 
 @dataclass(frozen=True)

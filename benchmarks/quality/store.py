@@ -17,7 +17,9 @@ from tessera.errors import InputError
 from tessera.files import read_json, sha256_of, write_json
 
 # Raised when equal settings come to give other numbers; only the cells that the part had a hand in are measured anew.
-VERSIONS = {"data": 1, "enrichment": 1, "tokenizer": 1, "policy": 2, "align": 1, "peers": 1, "measures": 2}
+VERSIONS = {
+    "data": 1, "enrichment": 1, "tokenizer": 1, "grounding": 2, "policy": 2, "align": 1, "peers": 1, "measures": 2,
+}  # fmt: skip
 NOT_RANKED = 255
 
 

@@ -60,22 +60,22 @@ SYSTEMS: dict[str, System] = {
         "Semantic Convergence", tokenizer={"method": "aligned", "levels": 4}, policy={"tasks": "convergence"}
     ),
     # DeepInterestGR less one thing at a time.
-    "deep-no-intents": replace(DEEP, title="without intents", words="none"),
-    "deep-no-cmsa": replace(DEEP, title="without CMSA", branch="text"),
-    "deep-no-bonus": replace(DEEP, title="without the quality bonus", tuned={}),
-    "deep-sft": replace(SFT, title="SFT only"),
+    "deep-no-intents": replace(DEEP, title="DeepInterestGR without intents", words="none"),
+    "deep-no-cmsa": replace(DEEP, title="DeepInterestGR without CMSA", branch="text"),
+    "deep-no-bonus": replace(DEEP, title="DeepInterestGR without the quality bonus", tuned={}),
+    "deep-sft": SFT,
     # TriAlignGR less one group of tasks at a time.
     **{
-        f"tmt-no-{group}": replace(TRI, title=f"without {group}", policy={"tasks": _without(group)})
+        f"tmt-no-{group}": replace(TRI, title=f"TriAlignGR without {group}", policy={"tasks": _without(group)})
         for group in TMT_GROUPS
     },
-    "tmt-next": replace(TRI, title="next-SID alone", policy={}),
+    "tmt-next": replace(TRI, title="TriAlignGR, next-SID alone", policy={}),
     # SIGMA with one thing else at a time.
-    "sigma-no-grounding": replace(SIGMA, title="without grounding", grounded=False),
-    "sigma-no-tasks": replace(SIGMA, title="without instruction tasks", policy=OWN),
-    "sigma-no-own": replace(SIGMA, title="without own tokens (plain SIDs)", policy={"tasks": "sigma"}),
+    "sigma-no-grounding": replace(SIGMA, title="SIGMA without grounding", grounded=False),
+    "sigma-no-tasks": replace(SIGMA, title="SIGMA without instruction tasks", policy=OWN),
+    "sigma-no-own": replace(SIGMA, title="SIGMA without own tokens (plain SIDs)", policy={"tasks": "sigma"}),
     "sigma-prefix-2": replace(
-        SIGMA, title="a prefix of two codes instead of one", policy={"tasks": "sigma", **OWN, "hybrid_prefix": 2}
+        SIGMA, title="SIGMA, a prefix of two codes", policy={"tasks": "sigma", **OWN, "hybrid_prefix": 2}
     ),
     # CMSA's branches and the words beside the metadata, under plain next-SID training.
     "branch-text": System("text only", "text", "intents"),

@@ -44,13 +44,14 @@ def plan(system: System, settings: Settings, budget: Budget, world: World, seed:
         policy = replace(policy, tasks=",".join(told_in_words))
     sections = [json.loads(to_json(one)) for one in (tokenizer, policy, settings.evaluation, settings.enrichment)]
     told = [world.digest, system.branch, system.words, system.grounded, seed, *sections]
-    sft = key_of(told, *SFT)
+    parts = (*SFT, "grounding") if system.grounded else SFT
+    sft = key_of(told, *parts)
     if not system.align:
         return Plan(system, seed, tokenizer, policy, None, sft, sft)
     section: Any = settings.grpo if system.align == "grpo" else settings.preference
     changes = {name: value for name, value in {**budget.align, **system.tuned}.items() if hasattr(section, name)}
     chosen = replace(section, **changes)
-    whole = key_of([*told, system.align, json.loads(to_json(chosen))], *SFT, "align")
+    whole = key_of([*told, system.align, json.loads(to_json(chosen))], *parts, "align")
     return Plan(system, seed, tokenizer, policy, chosen, sft, whole)
 
 

@@ -110,7 +110,10 @@ class World:
                 self.items, self.home / "images", captions, intents, out, settings, self._url
             )
 
-        return self._made("embeddings", [settings.enrichment.use_captions, words], make)
+        # One model for text and photo sees the photo here already.
+        joint = settings.enrichment.multimodal.provider != "embedded"
+        pictures = [settings.tokenizer.use_images] if joint else []
+        return self._made("embeddings", [settings.enrichment.use_captions, words, *pictures], make)
 
     def related(self, branch: Branch, words: Words, settings: Settings) -> tuple[Path, Path | None]:
         """The embeddings that a tokenizer of these settings is fitted on, and the weights that ground them, if any."""
@@ -124,7 +127,7 @@ class World:
             relations.run(self.items, intents, self.splits, embeddings, out, out, settings, self._url)
 
         told = [branch, words, settings.seed, settings.tokenizer.use_images]
-        made = self._made(wanted, told, make, "tokenizer")
+        made = self._made(wanted, told, make, "tokenizer", *(["grounding"] if wanted == "grounding" else []))
         return (made, None) if wanted == "collaborative" else (embeddings, made)
 
     def _made(self, name: str, told: Sequence[object], make: Callable[[Path], None], *parts: str) -> Path:

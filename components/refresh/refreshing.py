@@ -142,9 +142,9 @@ def _unfinished(folder: Path, before: Mapping[str, Any]) -> set[str]:
 
 def _check_overlap(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     known = len(before.keys() & now.keys())
-    if 2 * known < max(len(before), len(now)):
+    if 2 * known < len(before):
         raise InputError(
-            f"the source has {len(now)} items and {len(before)} are published, but only {known} are the same: that is "
+            f"the source has {len(now)} items and {len(before)} are published, of which it has only {known}: that is "
             "another catalogue, or a part of one; check the source, or train on it."
         )
 

@@ -47,8 +47,8 @@ class CatalogueIndex:
         self._slots = [torch.arange(width, device=codes.device, dtype=torch.int32) for width in fan_out]
         self._spans = [one.unfold(0, 2, 1) for one in first]  # a view: a node's first child and the next node's
         shallow = [depth for depth, size in enumerate(self.sizes) if depth == 0 or self._narrow(depth, size)]
-        self._codes = [torch.arange(self.sizes[depth], device=codes.device) for depth in shallow]
-        self._dense = [self._table(depth) for depth in shallow]
+        self._codes = {depth: torch.arange(self.sizes[depth], device=codes.device) for depth in shallow}
+        self._dense = {depth: self._table(depth) for depth in shallow}
 
     @classmethod
     def build(cls, codes: np.ndarray, sizes: Sizes) -> "CatalogueIndex":
@@ -119,7 +119,7 @@ class CatalogueIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        dense = [one for pair in self._dense for one in pair]
+        dense = [one for pair in self._dense.values() for one in pair]
         return sum(one.nbytes for one in (self.codes, self.leaf, self.item, *self.code, *self.first, *dense))
 
     def nodes(self, depth: int) -> int:
@@ -175,7 +175,7 @@ class CatalogueIndex:
             if self.nodes(1) < self.sizes[0]:
                 logp.masked_fill_(missing, -torch.inf)
             return logp, self._codes[0].expand_as(logp), child.expand_as(logp)
-        if depth < len(self._dense) and logp.shape[1] == nodes.shape[1]:
+        if depth in self._dense and logp.shape[1] == nodes.shape[1]:
             child, missing = (F.embedding(nodes, table) for table in self._dense[depth])
             return logp.masked_fill_(missing, -torch.inf), self._codes[depth].expand_as(logp), child
         codes, child, missing = self.children(depth, nodes)

@@ -123,6 +123,8 @@ def run_preference(
 
     def train(start: Start, fingerprint: str) -> Progress:
         recommender = start.recommender
+        if recommender.index.size < 2:
+            raise InputError(f"{policy} knows one item alone; S-DPO needs others that the one bought is preferred to.")
         return sdpo.train(
             recommender.backbone, recommender.index, start.cases, start.validate, settings, seed, work, fingerprint
         )
@@ -180,6 +182,8 @@ def _start(policy: Path, splits: Path, evaluation: EvaluationSettings, seed: int
     split = read_split(splits, recommender.item_ids)
     sid_tokens = backbone.sid_tokens.numpy(force=True)
     cases = next_item_cases(split.train, recommender.codes, sid_tokens, backbone.bos, loaded.max_history)
+    if not len(cases.targets):
+        raise InputError(f"{splits}: no training history has two purchases; there is no next item to train further on.")
     histories, targets = split.validation_cases()
     chosen = np.sort(np.random.default_rng(seed).permutation(len(targets))[: trained.validation_users])
     asked, wanted = [histories[i] for i in chosen], targets[chosen]

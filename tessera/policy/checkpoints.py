@@ -40,9 +40,20 @@ def write(work: Path, progress: Progress, trained: Mapping[str, Tensor], optimiz
     save(work / f"{progress.epoch}.{WEIGHTS}", trained)
     save(work / f"{progress.epoch}.{MOMENTS}", moments)
     write_json(work / STATE, progress.__dict__)  # last: it names the checkpoint that counts
-    for old in [*work.glob(f"*.{WEIGHTS}"), *work.glob(f"*.{MOMENTS}")]:
-        if not old.name.startswith(f"{progress.epoch}."):
+    counting = {f"{progress.epoch}.{WEIGHTS}", f"{progress.epoch}.{MOMENTS}", STATE, f"{progress.best_epoch}.{BEST}"}
+    for old in work.iterdir():
+        if old.name not in counting:
             old.unlink()
+
+
+def write_best(work: Path, progress: Progress, trained: Mapping[str, Tensor]) -> None:
+    """Keep the weights of `progress.best_epoch`; they count once the checkpoint after them says so."""
+    save(work / f"{progress.best_epoch}.{BEST}", trained)
+
+
+def load_best(work: Path, progress: Progress, trained: Mapping[str, Tensor]) -> None:
+    """Put the weights of `progress.best_epoch` in place."""
+    load(trained, load_file(work / f"{progress.best_epoch}.{BEST}"))
 
 
 def resumed(work: Path, fingerprint: str, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:

@@ -15,6 +15,7 @@ from torch import nn
 from tessera import bundle as bundles
 from tessera.config import EvaluationSettings, PolicySettings, to_json
 from tessera.decoding.recommender import Recommender
+from tessera.enrichment.weights import identify
 from tessera.errors import BundleError, InputError
 from tessera.evaluation.data import Split, read_split
 from tessera.evaluation.metrics import ranking_metrics, ranks
@@ -183,7 +184,9 @@ def _vectors(embeddings: Path, item_ids: list[str], tokenizer: Path) -> np.ndarr
 
 
 def _fingerprint(files: list[Path], settings: PolicySettings, seed: int) -> str:
-    return sha256_of(*map(sha256_file, files), to_json(settings), str(seed))
+    # A pretrained model may change under its name, and adapters of one are no adapters of another.
+    weights = [] if settings.backbone == "tiny" else [identify(settings.backbone)[0]]
+    return sha256_of(*map(sha256_file, files), to_json(settings), str(seed), *weights)
 
 
 def _finished(bundle: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from tessera.config import PolicySettings
 from tessera.policy import checkpoints, distributed
 from tessera.policy.backbone import Backbone, add_dropout
-from tessera.policy.checkpoints import BEST, Progress
+from tessera.policy.checkpoints import Progress
 from tessera.policy.data import IGNORE, TEXT, Packed, pack_examples, sequences, sid_rows, windows
 from tessera.policy.mixture import Mixture
 
@@ -125,12 +124,12 @@ def train(
         if measured["ndcg@10"] > progress.best:
             progress.best, progress.best_epoch = measured["ndcg@10"], progress.epoch
             if first:
-                checkpoints.save(work / BEST, trained)
+                checkpoints.write_best(work, progress, trained)
         if first:
             checkpoints.write(work, progress, trained, optimizer)
     bar.close()
-    if first and (work / BEST).exists():
-        checkpoints.load(trained, load_file(work / BEST))
+    if first and progress.best_epoch:
+        checkpoints.load_best(work, progress, trained)
     distributed.copy_from_first(trained.values())
     model.eval()
     log.info("policy trained: epoch %d of %d was best, on %s", progress.best_epoch, progress.epoch, device)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from tessera.policy import checkpoints, distributed
-from tessera.policy.checkpoints import BEST, Progress
+from tessera.policy.checkpoints import Progress
 
 log = logging.getLogger(__name__)
 WARMUP = 0.05
@@ -116,12 +115,14 @@ def tune(
         if measured[DECIDES] > progress.best:
             progress.best, progress.best_epoch = measured[DECIDES], progress.epoch
             if first:
-                checkpoints.save(work / BEST, trained)
+                checkpoints.write_best(work, progress, trained)
         if first:
             checkpoints.write(work, progress, trained, optimizer)
     bar.close()
-    if first:
-        checkpoints.load(trained, load_file(work / BEST) if progress.best_epoch else reference.start)
+    if first and progress.best_epoch:
+        checkpoints.load_best(work, progress, trained)
+    elif first:
+        checkpoints.load(trained, reference.start)
     distributed.copy_from_first(trained.values())
     log.info("%s: step %d of %d was best", name, progress.best_epoch, progress.epoch)
     return progress

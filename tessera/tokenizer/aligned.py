@@ -3,9 +3,12 @@
 Semantic Convergence (arXiv 2412.13771), alignment tokenization module.
 
 The collaborative embedding c of an item (`collaborative`) goes through an encoder and cascaded codebooks; the quantized
-vector q must rebuild c and, by a linear map, the backbone's embedding t of the item's text:
+vector q must rebuild c and, by a linear map, the embedding t of the item's text:
 
     L = ||c - c'||^2 + L_codebook + beta L_commit + alpha L_align,    L_align = ||W q - t||^2.
+
+In the paper t is the backbone's own embedding; here it is the text encoder's, because the backbone may be trained from
+nothing and then has none.
 """
 
 import torch

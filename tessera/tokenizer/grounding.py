@@ -95,19 +95,18 @@ class Grounding(nn.Module):
         return model.eval().requires_grad_(False)
 
 
-def info_nce(a: Tensor, b: Tensor, same: Tensor | None = None, temperature: float = TEMPERATURE) -> Tensor:
+def info_nce(a: Tensor, b: Tensor, alike: Tensor | None = None, temperature: float = TEMPERATURE) -> Tensor:
     """Symmetric InfoNCE: L = -1/2 mean_i [ln softmax_j(a_i.b_j / t)_i + ln softmax_j(b_i.a_j / t)_i].
 
     van den Oord et al. (arXiv 1807.03748), equation 4, in both directions as CLIP has it.
 
     Args:
         a, b: [B, D] unit rows, a_i and b_i of a pair.
-        same: [B], what a row is of; two rows of the same are no negatives of each other.
+        alike: [B, B] bool, where a_i and b_j are no negatives of each other; pairs, on the diagonal, stay pairs.
     """
     logits = a @ b.T / temperature
-    if same is not None:
-        alike = (same[:, None] == same) & ~torch.eye(len(a), dtype=torch.bool, device=a.device)
-        logits = logits.masked_fill(alike, -torch.inf)
+    if alike is not None:
+        logits = logits.masked_fill(alike & ~torch.eye(len(a), dtype=torch.bool, device=a.device), -torch.inf)
     own = torch.arange(len(a), device=a.device)
     return 0.5 * (cross_entropy(logits, own) + cross_entropy(logits.T, own))
 
@@ -198,8 +197,8 @@ def fit(inputs: Inputs, views: Views, seed: int, epochs: int = EPOCHS) -> tuple[
         for rows in batches:
             own = model(x[rows], has_image[rows])
             losses = [
-                info_nce(own, normalize(model.text(said[rows]), dim=1), same_text[rows]),
-                info_nce(own, normalize(model.knowledge(world[rows]), dim=1), same_world[rows]),
+                info_nce(own, normalize(model.text(said[rows]), dim=1), _equal(same_text[rows])),
+                info_nce(own, normalize(model.knowledge(world[rows]), dim=1), _equal(same_world[rows])),
                 _bought_loss(model, x, has_image, bought, generator),
             ]
             optimizer.zero_grad(set_to_none=True)
@@ -217,8 +216,16 @@ def _bought_loss(model: Grounding, x: Tensor, has_image: Tensor, bought: Tensor,
         return x.new_zeros(())
     first, second = bought[torch.randint(len(bought), (min(BATCH, len(bought)),), generator=generator)].T
     a, b = (model(x[rows], has_image[rows]) for rows in (first, second))
-    # A negative that is the pair's own partner under another row is none.
-    return info_nce(a, b, second)
+    return info_nce(a, b, no_negatives(first, second))
+
+
+def no_negatives(first: Tensor, second: Tensor) -> Tensor:
+    """[B, B] bool of pairs of items: first_i and second_j are one item, or some row has them (or may) as a pair."""
+    return (first[:, None] == second) | _equal(first) | _equal(second)
+
+
+def _equal(of: Tensor) -> Tensor:
+    return of[:, None] == of
 
 
 def centred(x: Tensor) -> Tensor:

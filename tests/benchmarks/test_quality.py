@@ -14,7 +14,7 @@ from benchmarks.quality.store import key_of, pack_ranks, read_cell, unpack_ranks
 from benchmarks.quality.systems import BUDGETS, PEERS, PICTURED, SYSTEMS, TABLES
 from benchmarks.quality.train import plan
 from benchmarks.quality.world import World
-from tessera.config import Settings, ShopSettings, TokenizerSettings, preset
+from tessera.config import ModelSettings, Settings, ShopSettings, TokenizerSettings, preset
 from tessera.errors import InputError
 from tessera.evaluation.metrics import MISSED
 from tessera.policy.mixture import MIXTURES
@@ -113,6 +113,16 @@ def test_a_copied_source_is_the_same_world_and_a_changed_one_is_not(settings: Se
         return World(replace(settings, source="parquet", path=tmp_path / folder), tmp_path, 0).digest
 
     assert digest("here", "a", 1) == digest("copied", "a", 2) != digest("changed", "b", 1)
+
+
+def test_one_model_for_text_and_photo_embeds_each_branch_anew(
+    settings: Settings, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "_made", lambda _, name, told, *__: Path(f"{name} {told}"))
+    joint = ModelSettings(provider="transformers", model="one")
+    other = replace(world, settings=replace(settings, enrichment=replace(settings.enrichment, multimodal=joint)))
+    assert world.embeddings("caption", "intents") == world.embeddings("both", "intents")
+    assert other.embeddings("caption", "intents") != other.embeddings("both", "intents")
 
 
 def test_a_tokenizer_is_given_what_its_relation_made(settings: Settings, world: World) -> None:

@@ -54,6 +54,21 @@ def test_deep_nodes_list_their_children_alone(monkeypatch: pytest.MonkeyPatch) -
     assert child[0, :, 0].tolist() == [0, 2]
 
 
+def test_a_table_below_a_depth_without_one_is_that_depths() -> None:
+    """401 first codes of 1,024 second ones are too many entries for a table; 500 prefixes of 500 own tokens are not."""
+    sizes, rows = (1024, 1024, 500), np.arange(500)
+    index = CatalogueIndex.build(np.stack([rows % 401, rows * 2, rows], axis=1), sizes)
+    logp = torch.randn(1, 2, 1024, generator=torch.Generator().manual_seed(0))
+    nodes = torch.tensor([[0, 400]])
+    codes, child, missing = index.children(1, nodes)
+    found = index.constrain(1, nodes, logp.clone())
+    assert torch.equal(found[0], logp.gather(2, codes).masked_fill(missing, -torch.inf))
+    assert torch.equal(found[1], codes)
+    assert torch.equal(found[2], child)
+    deep = index.constrain(2, torch.tensor([[0, 499]]), torch.zeros(1, 2, 500))
+    assert [row.isfinite().nonzero().flatten().tolist() for row in deep[0][0]] == [[0], [400]]
+
+
 def test_nodes_above_leaves_and_leaves_below_nodes() -> None:
     index = CatalogueIndex.build(CODES, 8)
     assert index.ancestors(1, np.arange(4)).tolist() == [0, 0, 0, 1]

@@ -20,7 +20,7 @@ from serving.registry import Registry
 from tessera.config import PlatformSettings, load_settings
 from tessera.errors import InputError
 from tessera.files import read_json
-from tessera.schema import read_table, write_table
+from tessera.schema import SCHEMAS, read_table, write_table
 from tessera_client import Recommendations, Recommender
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
@@ -167,7 +167,7 @@ def test_items_that_are_gone_are_withdrawn_and_no_model_is_asked(shop: Shop, ser
 @pytest.mark.parametrize(
     ("items", "changed", "says"),
     [
-        (10, {}, "but only 10 are the same: that is another catalogue"),
+        (10, {}, "of which it has only 10: that is another catalogue"),
         (None, {"text_encoder": "other"}, "embedded with another enrichment.text_encoder"),
     ],
 )
@@ -181,6 +181,15 @@ def test_another_catalogue_and_another_encoder_are_refused(
     made = (tmp_path / name for name in ("changed", "published", "tokenizer"))
     with pytest.raises(InputError, match=says):
         find_changes(tmp_path / "items.parquet", *made, settings, str(shop.home))
+
+
+def test_a_catalogue_may_grow_beyond_its_double(shop: Shop, tmp_path: Path) -> None:
+    rows = read_table("items", _ingested(shop)).to_pylist()
+    more = [{**row, "item_id": f"{row['item_id']}-{copy}"} for row in rows for copy in (1, 2)]
+    write_table("items", pa.Table.from_pylist(rows + more, SCHEMAS["items"]), tmp_path / "items.parquet")
+    made = (tmp_path / name for name in ("changed", "published", "tokenizer"))
+    found = find_changes(tmp_path / "items.parquet", *made, load_settings(shop.out / "settings.json"), str(shop.home))
+    assert found["new"] == len(more)
 
 
 def _ingested(shop: Shop) -> Path:

@@ -192,6 +192,31 @@ def test_low_rank_adapters_are_trained_alone_and_merged(
     assert Recommender.load(made["bundle"]).recommend([["item-0-0"]], 3)
 
 
+@pytest.mark.parametrize("settings", [GRPO, SDPO], ids=["grpo", "preference"])
+def test_histories_of_one_purchase_leave_nothing_to_train_on(
+    settings: Any, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    user = {"user_id": "u", "train": ["item-0-0"], "validation": "item-0-1", "test": "item-0-2"}
+    write_table("splits", pa.Table.from_pylist([user], SCHEMAS["splits"]), tmp_path / "splits.parquet")
+    stage: Any = align.run_grpo if isinstance(settings, GrpoSettings) else align.run_preference
+    inputs = undisturbed["bundle"], tmp_path / "splits.parquet", tmp_path / "policy"
+    with pytest.raises(InputError, match="no training history has two purchases"):
+        stage(*inputs, settings, EVALUATION, 0, tmp_path / "work")
+
+
+def test_one_item_has_no_negatives(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = align._start
+
+    def alone(*args: Any) -> align.Start:
+        found = start(*args)
+        found.recommender.index.size = 1
+        return found
+
+    monkeypatch.setattr(align, "_start", alone)
+    with pytest.raises(InputError, match="one item alone"):
+        run(SDPO)
+
+
 def test_no_policy_is_a_bundle_error(run: Callable, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="does not exist"):
         run(GRPO, policy=tmp_path / "absent")

@@ -20,7 +20,7 @@ from tessera.bundle import load_manifest
 from tessera.config import PolicySettings
 from tessera.decoding.recommender import Recommender
 from tessera.errors import BundleError, InputError
-from tessera.policy import checkpoints
+from tessera.policy import checkpoints, fit
 from tessera.schema import SCHEMAS, read_table, write_table
 
 CHILD = """
@@ -93,6 +93,15 @@ def test_a_truncated_checkpoint_is_no_checkpoint(
     again = toy.run(run)
     assert epochs_run[0] == 0
     assert again["version"] == undisturbed["version"]
+
+
+def test_other_weights_in_a_backbones_folder_are_another_training(quick: PolicySettings, tmp_path: Path) -> None:
+    weights, settings = tmp_path / "model.safetensors", replace(quick, backbone=str(tmp_path))
+    found = []
+    for content in (b"one", b"one", b"two"):
+        weights.write_bytes(content)
+        found.append(fit._fingerprint([], settings, 0))
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_finished_bundle_is_used_again(toy: Any, undisturbed: dict[str, Any], epochs_run: list[int]) -> None:

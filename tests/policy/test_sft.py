@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tessera.config import PolicySettings
 from tessera.decoding.recommender import Recommender
 from tessera.policy import backbone as backbones
-from tessera.policy import sft
+from tessera.policy import checkpoints, sft
 from tessera.policy.data import IGNORE, pack
 
 SIZE = 6
@@ -186,6 +187,29 @@ def test_stops_early_and_keeps_the_best_weights(backbone: backbones.Backbone, tm
     assert torch.equal(weights, validate.seen[1])
     assert not torch.equal(weights, validate.seen[3])
     assert not backbone.model.training
+
+
+def test_better_weights_count_with_their_checkpoint_alone(
+    backbone: backbones.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the better weights of epoch 4 were written and before its checkpoint; repeated, epoch 4 is worse."""
+    settings, write = replace(SETTINGS, epochs=4, validate_every=2), checkpoints.write
+    validate = Scripted(backbone.model, [0.3, 0.5])
+
+    def killed(work: Path, progress: checkpoints.Progress, *more: Any) -> None:
+        if progress.epoch == 4:
+            raise KeyboardInterrupt
+        write(work, progress, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sft.train(backbone, HISTORIES, CODES, validate, settings, 0, tmp_path, "inputs")
+    again = Scripted(backbone.model, [0.2])
+    progress = sft.train(backbone, HISTORIES, CODES, again, settings, 0, tmp_path, "inputs")
+    assert (progress.best_epoch, progress.best) == (2, 0.3)
+    assert torch.equal(backbone.model.model.embed_tokens.weight, validate.seen[0])
+    assert not torch.equal(validate.seen[0], validate.seen[1])
 
 
 def test_the_last_epoch_is_validated_too(backbone: backbones.Backbone, tmp_path: Path) -> None:

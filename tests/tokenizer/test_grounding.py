@@ -10,7 +10,7 @@ import torch
 from tessera.errors import InputError
 from tessera.schema import SCHEMAS, read_table, write_table
 from tessera.tokenizer import grounding
-from tessera.tokenizer.grounding import Grounding, Views, bought_next, info_nce
+from tessera.tokenizer.grounding import Grounding, Views, bought_next, info_nce, no_negatives
 from tessera.tokenizer.inputs import Inputs, read_inputs
 
 
@@ -35,11 +35,27 @@ def test_info_nce_draws_pairs_together_and_others_apart() -> None:
 def test_the_same_said_of_two_items_makes_them_no_negatives() -> None:
     a, b = torch.eye(3), torch.eye(3)
     b[1] = b[0]
-    apart, alike = info_nce(a, b, temperature=1.0), info_nce(a, b, torch.tensor([5, 5, 7]), temperature=1.0)
+    same = torch.tensor([5, 5, 7])
+    apart, alike = info_nce(a, b, temperature=1.0), info_nce(a, b, same[:, None] == same, temperature=1.0)
     assert alike < apart
     # Rows 0 and 1 have only row 2 as a negative, row 2 has both. a to b: logits (1, -, 0), (-, 0, 0), (0, 0, 1).
     rows = [np.log(1 + np.exp(-1.0)), np.log(2.0), np.log(1 + 2 * np.exp(-1.0))]
     assert alike.item() == pytest.approx(np.mean(rows), abs=1e-5)
+
+
+def test_an_item_is_no_negative_of_itself_nor_of_what_it_was_bought_with() -> None:
+    # Pairs (0, 1), (2, 0), (3, 4): 0 would be compared with itself, its partner in the second row.
+    first, second = torch.tensor([0, 2, 3]), torch.tensor([1, 0, 4])
+    apart = no_negatives(first, second)
+    assert apart.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+    # Pairs (0, 1), (0, 2), (3, 2): 0 was bought with 1 and 2, and 2 with 0 and 3.
+    first, second = torch.tensor([0, 0, 3]), torch.tensor([1, 2, 2])
+    assert no_negatives(first, second).tolist() == [[True, True, False], [True, True, True], [False, True, True]]
+    # All cosines are 0 but that of 0 with itself, which counts for nothing: ln 2 where it stood, ln 3 elsewhere.
+    a, b = torch.eye(4)[[0, 2, 3]], torch.eye(4)[[1, 0, 1]]
+    rows = [np.log(2.0), np.log(3.0), np.log(3.0)]
+    columns = [np.log(3.0), np.log(2.0), np.log(3.0)]
+    assert info_nce(a, b, apart, temperature=1.0).item() == pytest.approx(np.mean(rows + columns), abs=1e-5)
 
 
 def test_only_neighbours_in_a_history_are_pairs() -> None:
