@@ -197,7 +197,8 @@ def _parse(inputs: Mapping[str, np.ndarray]) -> list[Query]:
     """
     counts = {len(array) for array in inputs.values()}
     if len(counts) > 1:
-        raise InputError(f"the inputs have different numbers of rows ({', '.join(map(str, sorted(counts)))}).")
+        told = ", ".join(map(str, sorted(counts)))
+        raise InputError(f"the inputs have different numbers of rows ({told}); give each input a row a request.")
     rows = counts.pop() if counts else 1
     if not rows:
         raise InputError("the request has no row; send at least one.")

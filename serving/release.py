@@ -53,7 +53,7 @@ def reload(http_url: str, repository: str | Path) -> str:
     if answered != wanted.answer:
         raise ServiceError(
             f"{http_url} answers with policy {answered.policy_version} over index {answered.index_version}, not with "
-            f"release {wanted.number} ({wanted.policy_version} over {wanted.index_version})."
+            f"release {wanted.number} ({wanted.policy_version} over {wanted.index_version}); its log says why."
         )
     return answered.policy_version
 

@@ -95,7 +95,7 @@ def load_manifest(folder: str | Path, kind: str, *, verify: bool = True) -> Mani
     except TypeError as error:
         raise BundleError(f"{folder / MANIFEST} is not a bundle manifest ({error}); train again.") from None
     if manifest.kind != kind:
-        raise BundleError(f"{folder} is a {manifest.kind} bundle, but a {kind} bundle is needed here.")
+        raise BundleError(f"{folder} is a {manifest.kind} bundle, but a {kind} bundle is needed here; check the path.")
     if manifest.version != _digest(kind, manifest.config, manifest.files, manifest.parent, manifest.extra):
         raise BundleError(f"{folder} is damaged: {MANIFEST} does not match its version; copy the bundle again.")
     for name, digest in manifest.files.items():

@@ -35,7 +35,8 @@ def write_report(
     hard = ground.twins[ground.split.test_cases()[1]]
     shown = [
         table for table, (_, names) in TABLES.items()
-        if any(name in cells for name in names) and sum(name in cells or name in notes for name in names) > 1
+        if any(name in cells for name in names)
+        and (table == "main" or sum(name in cells or name in notes for name in names) > 1)
     ]  # fmt: skip
     for table in shown:
         title = TABLES[table][0]
