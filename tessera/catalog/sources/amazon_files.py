@@ -63,8 +63,8 @@ def _classify(path: Path) -> tuple[str, int]:
         return ("reviews" if "user_id" in record else "meta"), 2023
     if "asin" not in record:
         raise InputError(
-            f"{path} is not a file of Amazon Reviews: its first line has neither asin nor parent_asin; give the files as "
-            "they are published."
+            f"{path} is not a file of Amazon Reviews: its first line has neither asin nor parent_asin; give the files "
+            "as they are published."
         )
     if "reviewerID" in record:
         return "reviews", 2014  # 2014 and 2018 share the form of reviews
