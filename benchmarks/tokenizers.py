@@ -9,6 +9,7 @@ SIDs published beside a catalogue (FOLDER/sids/*.index.json.gz) become rows. Wri
 import gzip
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from benchmarks.machine import hardware
 from tessera.catalog import ingest
 from tessera.config import CatalogueSettings, Settings, TokenizerSettings, preset
 from tessera.enrichment import stages
-from tessera.files import write_json
+from tessera.files import write_json, write_text
 from tessera.schema import read_table
 from tessera.tokenizer import collaborative
 from tessera.tokenizer.comparison import Contender, compare, measure, to_markdown
@@ -68,7 +69,12 @@ def main(
     print(table)
     facts = {"catalogue": name, "seed": seed, "threads": torch.get_num_threads(), **hardware()}
     write_json(out / f"tokenizers-{name}.json", {**facts, "tokenizers": records})
-    (out / f"tokenizers-{name}.md").write_text(table, encoding="utf-8")
+    write_text(out / f"tokenizers-{name}.md", f"{_heading(name, path is not None, facts)}\n\n{table}")
+
+
+def _heading(name: str, stored: bool, facts: Mapping[str, Any]) -> str:
+    command = f"python -m benchmarks.tokenizers{f' --path {name}' if stored else ''} --seed {facts['seed']}"
+    return f"# Tokenizers on {name}\n\n`{command}`, on {facts['cpu']}, {facts['threads']} threads."
 
 
 def prepare(settings: Settings, folder: Path) -> tuple[Path, dict[str, str]]:
