@@ -131,7 +131,7 @@ def test_a_schedule_by_service_account_replaces_the_one_before(
         (["refresh"], "refused (401 Unauthorized). Give a token in TESSERA_KFP_TOKEN"),
         (["refresh", "--endpoint=http://127.0.0.1:9"], "no Kubeflow Pipelines answers at http://127.0.0.1:9"),
         (["promotion", "--parameters", "versoin", "3"], "has no free parameter 'versoin'; it has version, who, why."),
-        (["precompute", "--parameters", "k", "many"], "parameter k is 'many', which is no integer."),
+        (["precompute", "--parameters", "k", "many"], "parameter k is 'many', which is no integer; say it"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
