@@ -1,6 +1,7 @@
 """Adaptive probabilistic fusion: the formula by hand, its ends, and what the dial does to answers."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +110,8 @@ def test_from_accuracy_to_diversity(shop: tuple[Recommender, list[np.ndarray], n
         hits.append(hit_rate(ranks(rows, targets), 5))
         different.append(float(np.mean([len(np.unique(category[row])) for row in rows])))
         assert category_coverage(rows, category, 5) == 1.0
-    assert hits == sorted(hits, reverse=True)
+    # Neighbouring settings may differ by chance, two hits of 840, and by how a processor rounds.
+    assert all(later <= earlier + 2.5 / len(targets) for earlier, later in pairwise(hits))
     assert different == sorted(different)
     assert hits[0] > hits[-1]
     assert different[-1] > different[0]

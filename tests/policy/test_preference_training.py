@@ -82,7 +82,7 @@ def test_grpo_raises_the_mean_reward(backbone: backbones.Backbone, cases: NextIt
     backbone.model.eval()
     assert paid() < 0.2
     assert (scores(backbone, cases).argmax(1) == targets).float().mean() < 0.5
-    progress = run_grpo(backbone, cases, tmp_path, replace(GRPO, epochs=80))
+    progress = run_grpo(backbone, cases, tmp_path, replace(GRPO, epochs=160))
     assert paid() > 0.6
     assert progress.curve[-1]["reward"] > 1.5 * progress.curve[1]["reward"]
     assert (scores(backbone, cases).argmax(1) == targets).float().mean() > 0.6
