@@ -322,7 +322,7 @@ def bench(
 
 def _flags(settings: Settings) -> str:
     """The flags that give these settings; of the source's folder its name, and no URL, which may hold a secret."""
-    start = preset("demo" if settings.source == "shop" else "catalogue")
+    start = _defaults(["--source", settings.source])
     named = replace(settings, path=Path(settings.path.name)) if settings.path else settings
     before, now = _flat(asdict(start)), _flat(asdict(named))
     told = [f"--source {settings.source}"]
