@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -36,22 +37,29 @@ def _bars(cells: Cells, titles: Mapping[str, str], table: str, path: Path) -> No
 
 
 def _dial(dials: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Categories that a list covers against HR@10, a point a setting of the dial."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for title, cells in dials.items():
-        points = range(len(cells[0]["dial"]))
-        flat = [[{"dial": cell["dial"][at]} for cell in cells] for at in points]
-        x, y = (
-            [(mean_and_spread(one, "dial", key) or (0.0, 0.0))[0] for one in flat]
-            for key in ("categories_per_list", "hr@10")
-        )
-        axes.plot(x, y, marker="o", label=title)
-        for at in points:
-            axes.annotate(str(cells[0]["dial"][at]["setting"]), (x[at], y[at]), fontsize=7)
-    axes.set(xlabel="categories covered by a list of ten", ylabel="test HR@10", title="Fusion: accuracy to diversity")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    """HR@10 against the categories that one list covers, and that all of them do; a point a setting of the dial."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    covered = {
+        "categories_per_list": "categories covered by a list of ten",
+        "category_coverage": "share of the catalogue's categories covered by all lists",
+    }
+    for axes, (key, label) in zip(panels, covered.items(), strict=True):
+        for title, cells in dials.items():
+            x, y = _means(cells, key), _means(cells, "hr@10")
+            axes.plot(x, y, marker="o", label=title)
+            for at, point in enumerate(cells[0]["dial"]):
+                axes.annotate(str(point["setting"]), (x[at], y[at]), fontsize=7)
+        axes.set(xlabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="test HR@10")
+    panels[0].legend(frameon=False)
+    figure.suptitle("Fusion: accuracy to diversity")
     _save(figure, path)
+
+
+def _means(cells: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """Of one number, at each setting of the dial, over the seeds."""
+    return [float(np.mean([cell["dial"][at].get(key, 0.0) for cell in cells])) for at in range(len(cells[0]["dial"]))]
 
 
 def _save(figure: Any, path: Path) -> None:

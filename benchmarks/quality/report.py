@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.quality import figures, tables
 from benchmarks.quality.measures import LIST, Ground
 from benchmarks.quality.slices import COLD, TWIN
-from benchmarks.quality.systems import BUDGETS, PEERS, SYSTEMS, TABLES
+from benchmarks.quality.systems import BUDGETS, PEERS, PICTURED, SYSTEMS, TABLES
 from tessera.config import Settings
 from tessera.files import write_json, write_text
 
@@ -33,10 +33,11 @@ def write_report(
     catalogue = settings.path.name if settings.path else settings.source
     parts = [f"# Quality on {catalogue}, budget {budget}", _facts(cells, ground, settings, budget, command)]
     hard = ground.twins[ground.split.test_cases()[1]]
+    if not ground.pictured:
+        notes = {**dict.fromkeys(PICTURED, "needs photos"), **notes}
     shown = [
         table for table, (_, names) in TABLES.items()
-        if any(name in cells for name in names)
-        and (table == "main" or sum(name in cells or name in notes for name in names) > 1)
+        if any(name in cells for name in names) and (table == "main" or sum(name in cells for name in names) > 1)
     ]  # fmt: skip
     for table in shown:
         title = TABLES[table][0]
@@ -46,13 +47,13 @@ def write_report(
     parts += ["## Diversity, over the first ten", tables.diversity_table(cells, titles)]
     for name, of in cells.items():
         if all("tasks" in cell for cell in of):
-            parts += [f"## {titles[name]}: each task behind its own prompt", tables.task_table(of)]
+            parts += [f"## {titles[name]}: each task behind its own prompt, beam {LIST}", tables.task_table(of)]
     for name, of in cells.items():
         if all("dial" in cell for cell in of):
             parts += [f"## {titles[name]}: accuracy against diversity", tables.dial_table(of), "![dial](dial.svg)"]
     if any("gain" in cell for of in cells.values() for cell in of):
         parts += ["## What training after SFT did on validation", tables.gain_table(cells, titles)]
-    parts += ["## Seconds", tables.seconds_table(cells, titles)]
+    parts += ["## Size and cost", tables.cost_table(cells, titles)]
     out.mkdir(parents=True, exist_ok=True)
     figures.draw(cells, titles, shown, out)
     write_text(out / "report.md", "\n\n".join(parts) + "\n")
@@ -77,10 +78,13 @@ def _facts(
         f"bought items not removed; beam {settings.evaluation.beam} for every system of this code. Served: the same "
         f"answers of {LIST} items with bought items left out, as the service does.",
         f"- Seeds {', '.join(map(str, seeds))}; ± is the standard deviation over seeds. The standard error of an HR@10 "
-        f"of 0.1 from {len(asked)} test users is {np.sqrt(0.09 / len(asked)):.4f}. p: paired bootstrap over users.",
-        f"- Every system stopped by validation alone. Hard: {ground.twins[asked].mean():.0%} of the test cases, whose "
+        f"of 0.1 from {len(asked)} test users is {np.sqrt(0.09 / len(asked)):.4f}. p: paired bootstrap over users, of "
+        "hits averaged over the seeds that both have.",
+        "- Of every training the weights that were best on validation are kept; it ends when validation stops rising "
+        f"or the budget is spent. Hard: {ground.twins[asked].mean():.0%} of the test cases, whose "
         f"target's title has a twin (TF-IDF cosine at least {TWIN}). Cold: {ground.cold[asked].mean():.0%}, whose "
         f"target was bought fewer than {COLD} times in training.",
+        f"- Enrichment: {_enrichment(settings)}.",
         f"- Machine: {'; '.join(sorted(machines))}.",
         *([] if ground.pictured else [
             "- This catalogue has no photos: captions are empty, CMSA's branches are one and the same, and tasks about "
@@ -89,12 +93,21 @@ def _facts(
     ])  # fmt: skip
 
 
+def _enrichment(settings: Settings) -> str:
+    """Who made what the systems read beside the catalogue."""
+    chosen = settings.enrichment
+    rules = "the embedded provider's rules over small encoders, no LLM"
+    told = {"captions": chosen.captions, "intents, summaries and paraphrases": chosen.intents, "labels": chosen.quality}
+    models = [f"{what} by {one.model or rules}" for what, one in told.items()]
+    return ", ".join([*models, f"text encoder {chosen.text_encoder}, image encoder {chosen.image_encoder}"])
+
+
 def _papers_against_peers(
     cells: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str], hard: np.ndarray
 ) -> str | None:
     """The system and the peer that were best on validation, over all test users and the hard ones."""
     ours, peer = tables.best(cells, PAPERS), tables.best(cells, PEERS)
-    if ours is None or peer is None:
+    if ours is None or peer is None or not tables.shared_seeds(cells, ours, peer):
         return None
     lines = [f"{titles[ours]} against {titles[peer]}, both chosen by validation NDCG@10; hits in the first ten:", ""]
     everyone = np.ones_like(hard)

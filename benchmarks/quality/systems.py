@@ -73,7 +73,9 @@ SYSTEMS: dict[str, System] = {
     # SIGMA with one thing else at a time.
     "sigma-no-grounding": replace(SIGMA, title="SIGMA without grounding", grounded=False),
     "sigma-no-tasks": replace(SIGMA, title="SIGMA without instruction tasks", policy=OWN),
-    "sigma-no-own": replace(SIGMA, title="SIGMA without own tokens (plain SIDs)", policy={"tasks": "sigma"}),
+    "sigma-no-own": replace(
+        SIGMA, title="SIGMA without own tokens (plain SIDs at their dropout)", policy={"tasks": "sigma"}
+    ),
     "sigma-prefix-2": replace(
         SIGMA, title="SIGMA, a prefix of two codes", policy={"tasks": "sigma", **OWN, "hybrid_prefix": 2}
     ),
@@ -81,15 +83,23 @@ SYSTEMS: dict[str, System] = {
     "branch-text": System("text only", "text", "intents"),
     "branch-caption": System("caption only", "caption", "intents"),
     "branch-image": System("image embedding only", "image", "intents"),
-    "branch-both": System("both", "both", "intents"),
+    "branch-both": System("both, with intents (DCIM)", "both", "intents"),
     "words-none": System("no intents", "both", "none"),
-    "words-summary": System("LLM summary", "both", "summary"),
-    "words-paraphrase": System("LLM paraphrase", "both", "paraphrase"),
-    # GRPO's rewards and the labels of the gated bonus, all from the same SFT policy.
+    "words-summary": System("summary", "both", "summary"),
+    "words-paraphrase": System("paraphrase", "both", "paraphrase"),
+    # GRPO's rewards, how its rollouts are made and used, and the labels of the gated bonus, all from one SFT policy.
     **{
         f"reward-{reward}": replace(SFT, title=f"{reward} reward", align="grpo", tuned={"reward": reward})
-        for reward in ("format", "prefix", "collaborative")
+        for reward in ("prefix", "collaborative")
     },
+    # Rollouts of the constrained decoder are all valid; the format reward has something to say where they may fail.
+    "reward-format": replace(
+        SFT, title="format reward, unconstrained rollouts", align="grpo",
+        tuned={"reward": "format", "rollouts": "unconstrained"},
+    ),
+    "grpo-sampled": replace(SFT, title="exact match, sampled rollouts", align="grpo", tuned={"rollouts": "sampled"}),
+    "grpo-updates": replace(SFT, title="exact match, four updates a batch", align="grpo", tuned={"updates": 4}),
+    "sdpo-beam": replace(LCREC, title="S-DPO, negatives from the beam", align="preference", tuned={"source": "beam"}),
     **{
         f"labels-{bonus}": replace(SFT, title=f"{bonus} labels", align="grpo", tuned={"bonus": bonus})
         for bonus in ("uniform", "random", "heuristic")
@@ -131,8 +141,12 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "rewards": (
         "Rewards of GRPO, from one SFT policy",
-        ("deep-sft", "deep-no-bonus", "reward-format", "reward-prefix", "reward-collaborative"),
+        (
+            "deep-sft", "deep-no-bonus", "grpo-sampled", "grpo-updates", "reward-format", "reward-prefix",
+            "reward-collaborative",
+        ),
     ),
+    "preference": ("S-DPO's negatives, from one SFT policy", ("lcrec", "sdpo", "sdpo-beam")),
     "labels": (
         "What the gated bonus pays by, from one SFT policy",
         (

@@ -37,9 +37,22 @@ def best(cells: Cells, among: Sequence[str]) -> str | None:
 def compared(
     cells: Cells, system: str, peer: str, member: np.ndarray | None = None, ranks: Ranks = "ranks"
 ) -> Comparison:
-    """A system's hits in the first ten against a peer's, in the same users; `member` [users] bool takes some."""
-    a, b = hits(cells[system], ranks), hits(cells[peer], ranks)
+    """A system's hits in the first ten against a peer's, in the same users and the seeds that both have.
+
+    Args:
+        member: [users] bool, takes some of the users.
+
+    Raises:
+        ValueError: they have no seed in common.
+    """
+    seeds = shared_seeds(cells, system, peer)
+    a, b = (hits([cell for cell in cells[name] if cell["seed"] in seeds], ranks) for name in (system, peer))
     return paired_bootstrap(a if member is None else a[member], b if member is None else b[member])
+
+
+def shared_seeds(cells: Cells, system: str, peer: str) -> set[int]:
+    """The seeds that both were measured with."""
+    return {cell["seed"] for cell in cells[system]} & {cell["seed"] for cell in cells[peer]}
 
 
 def ranking_table(
@@ -48,6 +61,7 @@ def ranking_table(
     """One table of systems; bold is the highest mean of a column.
 
     Args:
+        notes: why a system has no cell, where that is known.
         hard: [users] bool, whose held-out item has a twin.
     """
     names = TABLES[table][1]
@@ -58,9 +72,9 @@ def ranking_table(
         ("served", "hr@10", "HR@10 served"), ("served", "ndcg@10", "NDCG@10 served"),
         ("validation", "ndcg@10", "validation NDCG@10"),
     ]
-    rows = [name for name in names if cells.get(name) or name in notes]
+    rows = [name for name in names if cells.get(name)]
     found = {
-        (name, at): mean_and_spread(cells.get(name, ()), part, key)
+        (name, at): mean_and_spread(cells[name], part, key)
         for name in rows for at, (part, key, _) in enumerate(columns)
     }
     top = [max((v[0] for n in rows if (v := found[n, at])), default=None) for at in range(len(columns))]
@@ -70,13 +84,13 @@ def ranking_table(
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for name in rows:
         shown = [_shown(found[name, at], top[at]) for at in range(len(columns))]
-        if not cells.get(name):
-            shown = [notes[name], *[""] * (len(columns) - 1)]
-        if against and cells.get(name) and name != against:
-            shown += [shown_versus(compared(cells, name, against, member)) for member in members]
+        if against and name != against:
+            shown += [_versus(cells, name, against, member) for member in members]
         elif against:
             shown += [""] * len(members)
         lines.append("| " + " | ".join([titles[name], *shown]) + " |")
+    if absent := [f"{titles[n]} ({notes[n]})" if n in notes else titles[n] for n in names if n not in rows]:
+        lines += ["", f"Not measured: {', '.join(absent)}."]
     return "\n".join(lines)
 
 
@@ -95,7 +109,7 @@ def diversity_table(cells: Cells, titles: Mapping[str, str]) -> str:
 
 
 def task_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Test HR@10 of every task that a system was trained on, behind the task's own prompt."""
+    """Test HR@10 of every task that a system was trained on, behind its own prompt; each seed draws its cases."""
     lines = ["| task | HR@10 | NDCG@10 | cases |", "| --- | ---: | ---: | ---: |"]
     for task in cells[0]["tasks"]:
         flat = [{"task": cell["tasks"][task]} for cell in cells]
@@ -127,6 +141,15 @@ def _shown(found: tuple[float, float] | None, top: float | None) -> str:
     return f"{text} ± {found[1]:.4f}" if found[1] else text
 
 
+def _versus(cells: Cells, system: str, peer: str, member: np.ndarray | None) -> str:
+    """The comparison, and with which seeds where not all of them are shared."""
+    seeds = shared_seeds(cells, system, peer)
+    if not seeds:
+        return "no seed in common"
+    told = "" if len(seeds) == max(len(cells[system]), len(cells[peer])) else f", {len(seeds)} in common"
+    return shown_versus(compared(cells, system, peer, member)) + told
+
+
 def shown_versus(found: Comparison) -> str:
     """Difference, 95% interval and p."""
     return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p = {found.p:.2g}"
@@ -147,12 +170,14 @@ def gain_table(cells: Cells, titles: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def seconds_table(cells: Cells, titles: Mapping[str, str]) -> str:
-    """What a cell cost, mean over seeds; a stage that systems share is counted in each."""
+def cost_table(cells: Cells, titles: Mapping[str, str]) -> str:
+    """Parameters and what a cell cost, mean over seeds; a stage that systems share is counted in each."""
     stages = ("policy", "align", "rank")
-    lines = ["| system | " + " | ".join(stages) + " |", "| --- |" + " ---: |" * len(stages)]
+    lines = ["| system | parameters | " + " | ".join(f"{stage}, s" for stage in stages) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(stages) + 1))
     for name, of in cells.items():
+        parameters = f"{of[0]['parameters']:,}" if "parameters" in of[0] else ""
         found = [mean_and_spread(of, "seconds", stage) for stage in stages]
         shown = ["" if one is None else f"{one[0]:.0f}" for one in found]
-        lines.append("| " + " | ".join([titles[name], *shown]) + " |")
+        lines.append("| " + " | ".join([titles[name], parameters, *shown]) + " |")
     return "\n".join(lines)

@@ -138,24 +138,48 @@ def test_a_tokenizer_is_given_what_its_relation_made(settings: Settings, world: 
     assert Grounding.load(grounded[1]).balance.image_dim > 0
 
 
-@pytest.mark.timeout(300)
-def test_smoke_run_fills_tables_and_measures_nothing_twice(
+@pytest.mark.timeout(600)
+def test_smoke_run_goes_on_where_it_was_and_measures_nothing_twice(
     settings: Settings, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["popularity", "tiger", "trialigngr", "deep-sft", "deepinterestgr"]
+    """One system of each kind: tasks, own tokens in grounded space, aligned codes, preferences, rewards, rewrites."""
+    names = [
+        "popularity", "tiger", "trialigngr", "deep-sft", "deepinterestgr", "reward-collaborative", "reward-format",
+        "sigma", "convergence", "sdpo", "words-summary",
+    ]  # fmt: skip
     asked = (settings, "smoke", 1, names, tmp_path, world.folder, "the command")
-    report = bench.run(*asked)  # type: ignore[arg-type]
-    text = report.read_text()
+    trained, train = [], bench.train
+
+    def stopped_at_the_third(*told: object) -> object:
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(told)
+        return train(*told)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench, "train", stopped_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(*asked)  # type: ignore[arg-type]
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cells").iterdir()}
+    assert {name.split("-")[0] for name in before} == {"popularity", "tiger", "trialigngr"}
+    assert "TriAlignGR" in (tmp_path / "report.md").read_text()
+
+    text = bench.run(*asked).read_text()  # type: ignore[arg-type]
+    assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "cells").iterdir()}.items()
     assert "the command" in text
-    for table in ("main", "ablations"):
+    for table in ("main", "ablations", "rewards"):
         assert f"![{TABLES[table][0]}]({table}.svg)" in text
         assert (tmp_path / f"{table}.svg").stat().st_size > 1000
+    assert "Not measured: GRU4Rec, SASRec, BERT4Rec, FDSA, LC-Rec, MiniOneRec." in text
     assert TABLES["tasks"][0] not in text  # one of its systems alone compares with nothing
+    assert "against popularity, both chosen by validation" in text
     cells = json.loads((tmp_path / "report.json").read_text())["cells"]
     assert set(cells) == set(names)
     assert {"hr@10", "ndcg@10"} <= set(cells["tiger"][0]["test"])
     assert set(cells["trialigngr"][0]["tasks"]) == {t for t in MIXTURES["tmt"] if t.endswith("sid") or t == "next"}
     assert cells["deepinterestgr"][0]["gain"]["start"]["hr@5"] <= 1
+    assert [point["setting"] for point in cells["sigma"][0]["dial"]] == list(bench.DIAL)
+    assert (tmp_path / "dial.svg").stat().st_size > 1000
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this cell was measured before")
@@ -173,16 +197,18 @@ def test_an_unknown_system_is_refused(settings: Settings, tmp_path: Path) -> Non
 
 
 def test_mean_spread_and_comparison_by_hand() -> None:
-    def cell(hr: float, ranks: list[int]) -> dict[str, object]:
+    def cell(seed: int, hr: float, ranks: list[int]) -> dict[str, object]:
         packed = {"ranks": pack_ranks(np.array(ranks)), "served_ranks": pack_ranks(np.maximum(np.array(ranks) - 1, 0))}
-        return {"test": {"hr@10": hr}, "validation": {"ndcg@10": hr}, **packed}
+        return {"seed": seed, "test": {"hr@10": hr}, "validation": {"ndcg@10": hr}, **packed}
 
-    cells = {"a": [cell(0.2, [0, 30]), cell(0.4, [3, 11])], "b": [cell(0.1, [30, 30])]}
+    a = [cell(0, 0.2, [0, 30]), cell(1, 0.4, [3, 11])]
+    cells = {"a": a, "b": [cell(0, 0.1, [30, 30]), cell(1, 0.1, [30, 30])], "c": [cell(1, 0.1, [30, 9])]}
     assert tables.mean_and_spread(cells["a"], "test", "hr@10") == pytest.approx((0.3, np.sqrt(0.02)))
     assert tables.mean_and_spread(cells["a"], "test", "hr@5") is None
     assert tables.hits(cells["a"]).tolist() == [1.0, 0.0]
     assert tables.hits(cells["a"], "served_ranks", k=11).tolist() == [1.0, 0.5]
-    assert tables.best(cells, ("a", "b", "c")) == "a"
+    assert tables.best(cells, ("a", "b", "d")) == "a"
     assert tables.compared(cells, "a", "b").difference == pytest.approx(0.5)
     assert tables.compared(cells, "a", "b", np.array([False, True])).difference == 0
     assert tables.compared(cells, "a", "b", ranks="served_ranks").difference == pytest.approx(0.5)
+    assert tables.compared(cells, "a", "c").difference == pytest.approx(0.0)  # of seed 1, that both have

@@ -103,18 +103,20 @@ def test_from_accuracy_to_diversity(shop: tuple[Recommender, list[np.ndarray], n
     """Along the dial hits fall and lists hold more of the categories, here the first codes."""
     recommender, histories, targets = shop
     category = recommender.codes[:, 0].astype(np.int64)
-    hits, different = [], []
+    hits, different, covered = [], [], []
     for dial in (0.0, 0.25, 0.5, 0.75, 1.0):
         rows = recommender.rank_all(histories, 5, 60, 64, diversity=dial)
         assert len(np.unique(rows[0])) == 5
         hits.append(hit_rate(ranks(rows, targets), 5))
         different.append(float(np.mean([len(np.unique(category[row])) for row in rows])))
-        assert category_coverage(rows, category, 5) == 1.0
+        # All lists together hold every category at any dial; those of a few users do not.
+        covered.append(float(np.mean([category_coverage(rows[i : i + 3], category, 5) for i in range(0, 300, 3)])))
     # Neighbouring settings may differ by chance, two hits of 840, and by how a processor rounds.
     assert all(later <= earlier + 2.5 / len(targets) for earlier, later in pairwise(hits))
-    assert different == sorted(different)
     assert hits[0] > hits[-1]
-    assert different[-1] > different[0]
+    for varied in (different, covered):
+        assert varied == sorted(varied)
+        assert varied[-1] > varied[0]
 
 
 def test_the_accuracy_end_is_the_plain_search(shop: tuple[Recommender, list[np.ndarray], np.ndarray]) -> None:

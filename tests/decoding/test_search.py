@@ -61,7 +61,8 @@ def exhaustive(backbone: backbones.Backbone, history: np.ndarray, codes: np.ndar
 
 
 def search(
-    backbone: backbones.Backbone, codes, histories, k, beams, exclude=None, allow=None, decoder: Decoder | None = None
+    backbone: backbones.Backbone, codes, histories, k, beams, exclude=None, allow=None, decoder: Decoder | None = None,
+    diversity: torch.Tensor | None = None,
 ) -> Found:
     index = CatalogueIndex.build(codes, backbone.sizes)
     keep = None
@@ -72,7 +73,7 @@ def search(
     asked = Prompts(tokens, mask.sum(1), torch.zeros(len(tokens), dtype=torch.int64))
     head = CodeHead.of(backbone)
     decoder = decoder or FusedDecoder(backbone.model)
-    return beam_search(decoder, head, index, asked, k=k, beams=beams, keep=keep)
+    return beam_search(decoder, head, index, asked, k=k, beams=beams, keep=keep, diversity=diversity)
 
 
 def cases(data: st.DataObject, sizes: tuple[int, ...]):
@@ -118,6 +119,32 @@ def compare(backbone: backbones.Backbone, data: st.DataObject) -> None:
         assert set(got) <= set(only) - set(exclude[number])
         assert found.scores[number][: len(got)].tolist() == pytest.approx([scores[i] for i in got], abs=2e-4)
         assert [scores[i] for i in got] == pytest.approx([scores[i] for i in expected], abs=2e-4)
+
+
+@given(st.data(), st.floats(0.05, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_fusion_equals_the_formula(backbone: backbones.Backbone, data: st.DataObject, dial: float) -> None:
+    """Prefixes flattened by their spread, items behind them as they were, over the oracle's scores."""
+    codes, histories, _, allow = cases(data, backbone.sizes)
+    none = [np.empty(0, np.int64)] * len(histories)
+    found = search(
+        backbone, codes, histories, len(codes), len(codes), none, allow, diversity=torch.full((len(histories),), dial)
+    )
+    for number, history in enumerate(histories):
+        only = allow[number] if allow[number] is not None else np.arange(len(codes))
+        scores = exhaustive(backbone, history, codes)
+        behind: dict[tuple[int, ...], list[int]] = {}
+        for item in only.tolist():
+            behind.setdefault(tuple(codes[item, :-1]), []).append(item)
+        worth = {prefix: max(scores[items]) for prefix, items in behind.items()}
+        spread = float(np.std(list(worth.values()))) if worth else 0.0
+        cooled = {prefix: value / (1 + spread * dial / (1 - dial)) for prefix, value in worth.items()}
+        total = np.log(np.sum(np.exp(list(cooled.values()))))
+        expected = {i: cooled[p] - total + scores[i] - worth[p] for p, items in behind.items() for i in items}
+        ranked = zip(found.rows[number].tolist(), found.scores[number].tolist(), strict=True)
+        got = {row: score for row, score in ranked if row >= 0}
+        assert got == pytest.approx(expected, abs=5e-4)
+        assert list(got.values()) == sorted(got.values(), reverse=True)
 
 
 @given(st.data(), st.integers(1, 6))
