@@ -116,7 +116,37 @@ def test_an_endpoint_that_only_errs_is_given_up_before_every_item_was_tried(serv
     endpoint = serve(lambda _: (503, {}, b"loading"))
     with pytest.raises(ModelCallError, match="HTTP 503: loading"):
         OpenAIModel("m", settings_for(endpoint, retries=0, concurrency=1)).complete([ask_text("a")] * 50)
-    assert len(endpoint.requests) == 3
+    assert [content(body) for body in endpoint.requests] == ["a", "a", "a", "Hello"]
+
+
+def test_an_endpoint_that_only_errs_is_given_up_also_where_every_batch_is_one_item(serve) -> None:
+    model = OpenAIModel("m", settings_for(serve(lambda _: (503, {}, b"loading")), retries=0))
+    lost = [Failure("HTTP 503: loading")]
+    assert [model.complete([ask_text("a")]) for _ in range(2)] == [lost, lost]
+    with pytest.raises(ModelCallError, match="HTTP 503: loading"):
+        model.complete([ask_text("a")])
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_items_that_keep_failing_alone_in_their_batch_are_failures_of_a_live_endpoint(serve, count: int) -> None:
+    """As in a run that is repeated for what failed before."""
+    endpoint = serve(lambda body: (500, {}, b"crash on this one") if content(body) == "bad" else said("fine"))
+    model = OpenAIModel("m", settings_for(endpoint, retries=0, concurrency=2))
+    assert model.complete([ask_text("bad")] * count) == [Failure("HTTP 500: crash on this one")] * count
+    assert model.complete([ask_text("good")]) == ["fine"]
+
+
+def test_answers_are_kept_where_asking_again_is_lost(serve) -> None:
+    def reply(body):
+        if len(body["messages"]) > 1 or content(body) == "Hello":
+            return 503, {}, b"gone"
+        return said("nice balls" if "Title: Bad" in content(body) else json.dumps(INTENTS))
+
+    model = OpenAIModel("m", settings_for(serve(reply), retries=0))
+    *bad, good = PromptedEnricher(model).intents([*(Item(str(n), f"Bad {n}") for n in range(4)), BALL])
+    assert good.descriptors[0].text == "beach games"
+    assert len(bad) == 4
+    assert all("HTTP 503: gone" in one.reason for one in bad)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -222,9 +252,11 @@ def test_a_bad_request_is_this_items_failure(serve) -> None:
 
 def test_a_response_that_is_no_completion_is_retried_then_given_up(serve) -> None:
     endpoint = serve(lambda _: (200, {}, b"<html>proxy login</html>"))
-    with pytest.raises(ModelCallError, match="no chat completion"):
-        OpenAIModel("m", settings_for(endpoint, retries=1)).complete([ask_text("a")])
+    model = OpenAIModel("m", settings_for(endpoint, retries=1))
+    assert model.complete([ask_text("a")]) == [Failure("the response is no chat completion")]
     assert len(endpoint.requests) == 2
+    with pytest.raises(ModelCallError, match="no chat completion"):
+        model.complete([ask_text("a")] * 3)
 
 
 def test_works_inside_a_running_event_loop(serve) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 DOWN_AFTER = 3
+"""Requests lost in a row after which the endpoint is asked something plain, to tell whether it is down."""
+PLAIN = ModelRequest((Message("user", "Hello"),), max_tokens=1)
 FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 300.0
 
 
@@ -53,13 +55,15 @@ class Endpoint(ABC, Generic[T]):
         self.model, self.settings = model, settings
         self.url = settings.base_url.rstrip("/") + self.path
         self.constrain = True
+        self._lost = 0  # in a row, over batches too: a batch may be a single item
         self._key = os.environ.get(settings.api_key_env, "")
 
     def complete(self, requests: Sequence[ModelRequest]) -> list[T | Failure]:
         """Answer each request; one that keeps failing becomes a Failure.
 
         Raises:
-            ModelCallError: the endpoint refuses the key or model, or every request of the batch failed on the way.
+            ModelCallError: the endpoint refuses the key or model; or it is down and answered nothing of the batch:
+                it cannot be reached, or a plain request is lost too after several in a row.
         """
         return _run_anywhere(self._complete(requests))
 
@@ -74,31 +78,44 @@ class Endpoint(ABC, Generic[T]):
     async def _complete(self, requests: Sequence[ModelRequest]) -> list[T | Failure]:
         import httpx
 
-        slots, answered, lost = asyncio.Semaphore(self.settings.concurrency), 0, 0
+        slots, answered = asyncio.Semaphore(self.settings.concurrency), False
+        down: _PassingError | None = None
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
         async def one(client: httpx.AsyncClient, request: ModelRequest) -> T | _PassingError | Failure:
-            nonlocal answered, lost
+            nonlocal answered, down
             async with slots:
-                if lost >= DOWN_AFTER and not answered:  # no use in letting thousands of items run out of tries
-                    return _PassingError("the endpoint is down")
+                if down and not answered:  # no use in letting thousands of items run out of tries
+                    return down
                 try:
                     answer = await self._retried(client, request)
                 except _PassingError as error:
-                    lost += DOWN_AFTER if error.unreachable else 1
+                    if not answered and await self._is_down(client, error):
+                        down = error
                     return error
-                answered += 1
+                answered, self._lost = True, 0
                 return answer
 
         async with httpx.AsyncClient(headers=headers, timeout=self.settings.timeout_s) as client:
             answers = await asyncio.gather(*(one(client, request) for request in requests))
-        reasons = [str(answer) for answer in answers if isinstance(answer, _PassingError)]
-        if reasons and len(reasons) == len(answers):
+        if down and not answered:
             raise ModelCallError(
-                f"{self.settings.base_url} answered none of {len(reasons)} requests ({reasons[0]}); start the endpoint "
+                f"{self.settings.base_url} answered none of {len(answers)} requests ({down}); start the endpoint "
                 "or set --enrichment.base-url, then run again: finished items are kept."
             )
         return [Failure(str(a)) if isinstance(a, _PassingError) else a for a in answers]
+
+    async def _is_down(self, client: "httpx.AsyncClient", error: _PassingError) -> bool:
+        """After a lost request: whether nobody answers, rather than the model choking on some items."""
+        self._lost += 1
+        if error.unreachable or self._lost < DOWN_AFTER:
+            return error.unreachable
+        self._lost = 0  # so that not every request in flight asks
+        try:
+            await self._retried(client, PLAIN)
+        except _PassingError:
+            return True
+        return False
 
     async def _retried(self, client: "httpx.AsyncClient", request: ModelRequest) -> T | Failure:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt

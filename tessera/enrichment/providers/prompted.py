@@ -15,6 +15,7 @@ from tessera.enrichment.parsing import (
 )
 from tessera.enrichment.prompts import Kind, Prompt, Rewrite, load_prompt
 from tessera.enrichment.providers.base import Failure, Item, LanguageModel, Message, ModelRequest
+from tessera.errors import ModelCallError
 
 T = TypeVar("T")
 MAX_ECHO = 2000
@@ -78,7 +79,12 @@ def ask(
     results, again = _read(llm.complete(requests), parsers)
     if again:
         retries = [_reask(requests[i], answer, error) for i, (answer, error) in again.items()]
-        second, still = _read(llm.complete(retries), [parsers[i] for i in again])
+        answers: list[str | Failure]
+        try:
+            answers = llm.complete(retries)
+        except ModelCallError as error:  # the answers already there are to be recorded; the next batch meets it again
+            answers = [Failure(str(error))] * len(retries)
+        second, still = _read(answers, [parsers[i] for i in again])
         for position, i in enumerate(again):
             outcome = second[position]
             if outcome is None:
