@@ -212,6 +212,32 @@ def test_what_stays_unusable_fails_with_its_reason_after_two_requests(serve) -> 
     assert len(endpoint.requests) == 5 + 4
 
 
+def cut_off(text: str) -> tuple[int, dict[str, str], bytes]:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "length"}
+    return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+
+def test_plain_text_that_was_cut_off_is_asked_for_once_more_then_fails(serve) -> None:
+    long, short = "A red ball on a white beach, and beside it a", "A red ball on a beach."
+    endpoint = serve(
+        lambda body: said(short) if len(body["messages"]) > 1 and "Title: Ball" in content(body) else cut_off(long)
+    )
+    items = [BALL, Item("2", "Lamp", caption="A lamp.")]
+    told, failed = PromptedEnricher(OpenAIModel("m", settings_for(endpoint))).rewrites("summary", items)
+    assert told == short
+    assert failed == Failure("unusable after one retry: it was cut off after max_tokens (200)")
+    assert len(endpoint.requests) == 4
+    _, answer, complaint = endpoint.requests[-1]["messages"]
+    assert answer["content"] == long
+    assert "cut off after max_tokens" in complaint["content"]
+
+
+def test_json_that_is_whole_is_taken_though_the_answer_ran_on(serve) -> None:
+    endpoint = serve(lambda _: cut_off(f"{json.dumps(INTENTS)} I chose these because"))
+    (intents,) = PromptedEnricher(OpenAIModel("m", settings_for(endpoint))).intents([BALL])
+    assert intents.descriptors[0].text == "beach games"
+
+
 def test_a_stated_refusal_is_a_failure_without_a_second_request(serve) -> None:
     endpoint = serve(lambda _: said(None, refusal="I will not."))
     results = PromptedEnricher(OpenAIModel("m", settings_for(endpoint))).intents([BALL])

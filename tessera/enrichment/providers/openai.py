@@ -72,7 +72,7 @@ class Endpoint(ABC, Generic[T]):
         """The request as JSON."""
 
     @abstractmethod
-    def read(self, response: "httpx.Response") -> T | Failure:
+    def read(self, request: ModelRequest, response: "httpx.Response") -> T | Failure:
         """The answer in a successful response; raises _PassingError where there is none."""
 
     async def _complete(self, requests: Sequence[ModelRequest]) -> list[T | Failure]:
@@ -142,7 +142,7 @@ class Endpoint(ABC, Generic[T]):
         except httpx.TransportError as error:
             raise _PassingError(f"{type(error).__name__}: {error}") from None
         if response.is_success:
-            return self.read(response)
+            return self.read(request, response)
         said = self._excerpt(response.text)
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
             raise _PassingError(f"HTTP {response.status_code}: {said}", _retry_after(response))
@@ -181,8 +181,8 @@ class OpenAIModel(Endpoint[str]):
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         return body
 
-    def read(self, response: "httpx.Response") -> str | Failure:
-        """The message's text; a stated refusal is a failure."""
+    def read(self, request: ModelRequest, response: "httpx.Response") -> str | Failure:
+        """The message's text; a stated refusal is a failure, and so is plain text that was cut off."""
         try:
             choice = response.json()["choices"][0]
             message = choice["message"]
@@ -191,7 +191,10 @@ class OpenAIModel(Endpoint[str]):
             raise _PassingError("the response is no chat completion") from None
         if refusal or choice.get("finish_reason") == "content_filter":
             return Failure(f"refused: {' '.join(str(refusal or 'content filter').split())[:120]!r}")
-        return content if isinstance(content, str) else ""
+        said = content if isinstance(content, str) else ""
+        if said and choice.get("finish_reason") == "length" and not request.schema:  # JSON shows itself whether it ends
+            return Failure(f"cut off after max_tokens ({request.max_tokens})", cut=said)
+        return said
 
 
 class OpenAIEmbedder(Endpoint[NDArray[np.float32]]):
@@ -204,7 +207,7 @@ class OpenAIEmbedder(Endpoint[NDArray[np.float32]]):
         messages = [_turn(message) for message in request.messages]
         return {"model": self.model, "messages": messages, "encoding_format": "float"}
 
-    def read(self, response: "httpx.Response") -> NDArray[np.float32] | Failure:
+    def read(self, request: ModelRequest, response: "httpx.Response") -> NDArray[np.float32] | Failure:  # noqa: ARG002
         """The vector [D], of length 1."""
         try:
             vector = np.asarray(response.json()["data"][0]["embedding"], dtype=np.float32)

@@ -75,7 +75,7 @@ def _own(intents: Intents, prompt: Prompt) -> Intents:
 def ask(
     llm: LanguageModel, requests: Sequence[ModelRequest], parsers: Sequence[Callable[[str], T]]
 ) -> list[T | Failure]:
-    """Complete and parse; answers that do not parse are asked for once more with the reason, then become failures."""
+    """Complete and parse; what does not parse or was cut off is asked for once more with the reason, then fails."""
     results, again = _read(llm.complete(requests), parsers)
     if again:
         retries = [_reask(requests[i], answer, error) for i, (answer, error) in again.items()]
@@ -101,7 +101,9 @@ def _read(
     wrong: dict[int, tuple[str, str]] = {}
     for i, (answer, parse) in enumerate(zip(answers, parsers, strict=True)):
         if isinstance(answer, Failure):
-            results.append(answer)
+            results.append(None if answer.cut else answer)
+            if answer.cut:
+                wrong[i] = (answer.cut, f"it was {answer.reason}")
             continue
         try:
             results.append(parse(answer))
