@@ -17,7 +17,7 @@ from typing import Any
 
 from components.report.metrics import ENRICHMENTS
 from pipelines.console import Console, plain
-from tessera.config import Settings, relation, save_settings, to_json
+from tessera.config import Settings, check, relation, save_settings, to_json
 from tessera.errors import InputError, TesseraError
 from tessera.files import read_json, sha256_of, write_json
 
@@ -39,8 +39,9 @@ def arguments(settings: Settings, home: Path, out: Path, digest: str | None = No
         digest: of the source's files; None takes it, "" is for a source that is elsewhere.
 
     Raises:
-        InputError: settings that exclude each other, or a source that is not there.
+        InputError: settings out of range or that exclude each other, or a source that is not there.
     """
+    check(settings)
     relation(settings)
     if settings.path is not None:  # steps may run in another folder
         settings = replace(settings, path=settings.path.resolve())

@@ -351,6 +351,19 @@ def relation(settings: Settings) -> Relation:
     return "grounding" if settings.space == "grounded" else "none"
 
 
+def check(settings: Settings) -> None:
+    """Refuse what would run, but not as it was meant; for every place where settings enter.
+
+    Raises:
+        InputError: a folder for the shop, which reads none.
+    """
+    if settings.path is not None and settings.source == "shop":
+        raise InputError(
+            f"--path {settings.path} is given, but the source is the shop, which reads no folder; name the source, "
+            "--source parquet or --source amazon, or leave out --path."
+        )
+
+
 def to_json(settings: Any) -> str:
     """Settings (whole, or one section) as canonical JSON, for files, component parameters and fingerprints."""
     return json.dumps(dataclasses.asdict(settings), sort_keys=True, default=str)
@@ -365,12 +378,14 @@ def from_json(text: str) -> Settings:
     """Settings from `to_json`'s text.
 
     Raises:
-        InputError: not JSON, or a field that this version does not have.
+        InputError: not JSON, a field that this version does not have, or what `check` refuses.
     """
     try:
-        return _build(Settings, json.loads(text))
+        settings: Settings = _build(Settings, json.loads(text))
+        check(settings)
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise InputError(f"the settings are not of this version of Tessera ({error}); start from a preset.") from None
+    return settings
 
 
 def load_settings(path: str | Path) -> Settings:

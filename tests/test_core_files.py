@@ -256,9 +256,8 @@ def test_a_killed_save_leaves_nothing_that_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["demo", "catalogue", "paper"])
 def test_presets_survive_a_file(name: Any, tmp_path: Path) -> None:
-    settings = replace(
-        preset(name), path=Path("data/shop"), seed=3, platform=PlatformSettings(home=Path("/srv/home"), http_port=1)
-    )
+    home = PlatformSettings(home=Path("/srv/home"), http_port=1)
+    settings = replace(preset(name), source="parquet", path=Path("data/shop"), seed=3, platform=home)
     save_settings(settings, tmp_path / "settings.json")
     assert load_settings(tmp_path / "settings.json") == settings
     assert from_json(config.to_json(preset(name))) == preset(name)
@@ -269,7 +268,7 @@ def test_presets_differ() -> None:
 
 
 def test_a_partial_file_keeps_the_defaults() -> None:
-    settings = from_json('{"tokenizer": {"levels": 4}, "path": "data"}')
+    settings = from_json('{"tokenizer": {"levels": 4}, "source": "parquet", "path": "data"}')
     assert settings.tokenizer == replace(config.TokenizerSettings(), levels=4)
     assert settings.path == Path("data")
     assert settings.policy == config.PolicySettings()
@@ -294,6 +293,11 @@ def test_settings_that_do_not_fit_are_refused(text: str, says: str, tmp_path: Pa
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(InputError, match=f"{says}.*start from a preset"):
         load_settings(tmp_path / "settings.json")
+
+
+def test_a_folder_needs_a_source_that_reads_it() -> None:
+    with pytest.raises(InputError, match=r"--path data is given, but the source is the shop.*--source parquet"):
+        from_json('{"path": "data"}')
 
 
 def test_a_settings_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ def snapshot(folder: Path) -> dict[str, str]:
     ("arguments", "says"),
     [
         (["run", "training", "--source=parquet", "--path=nowhere", "--out=run"], "nowhere is not a folder; --path"),
+        (["run", "training", "--path=.", "--out=run"], "the source is the shop, which reads no folder; name the source"),
+        (["run", "tokenization", "--path=.", "--out=run"], "name the source, --source parquet or --source amazon"),
+        (["demo", "--path=.", "--out=run"], "name the source, --source parquet or --source amazon"),
+        (["bench", "quality", "--path=."], "name the source, --source parquet or --source amazon"),
+        (["submit", "training", "--endpoint=http://127.0.0.1:9", "--path=/data"], "--path /data is given, but"),
+        (["compile", "trainjob", "-o", "job.yaml", "--path=/data"], "--path /data is given, but"),
         (["run", "training", "--preset=huge", "--out=run"], "preset 'huge'; choose demo, catalogue or paper"),
         (["run", "training", "--preset", "huge", "--out=run"], "there is no preset 'huge'"),
         (["compile", "training", "-o", "pipeline.txt"], "pipeline.txt must end in .yaml"),
