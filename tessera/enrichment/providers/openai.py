@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.config import EnrichmentSettings
+from tessera.config import EnrichmentSettings, check_section
 from tessera.enrichment.photos import data_url
 from tessera.enrichment.providers.base import Failure, Message, ModelRequest
 from tessera.errors import InputError, ModelCallError
@@ -50,8 +50,7 @@ class Endpoint(ABC, Generic[T]):
     def __init__(self, model: str, settings: EnrichmentSettings) -> None:
         if not model:
             raise InputError("the openai provider needs a model name; set e.g. --enrichment.intents.model gpt-4o-mini.")
-        if settings.concurrency < 1 or settings.retries < 0 or settings.timeout_s <= 0:
-            raise InputError("enrichment.concurrency must be at least 1, retries at least 0 and timeout_s above 0.")
+        check_section("enrichment", settings)
         self.model, self.settings = model, settings
         self.url = settings.base_url.rstrip("/") + self.path
         self.constrain = True
