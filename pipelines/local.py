@@ -151,14 +151,17 @@ def _runner(parameters: dict[str, Any], settings: Settings, out: Path) -> Any:
 
 
 def forget_failures(cache: Path) -> None:
-    """Take back what the cache holds of steps that recorded failed items, so that the next run retries them."""
+    """Take back what the cache holds of steps that recorded failed items or photos, so that the next run retries."""
     for entry in cache.glob("*.json"):
         stats = read_json(entry).get("stats")
         said = Path(stats["uri"]) if stats else None
-        if said is not None and said.is_file():
-            failed = read_json(said).get("failed", 0)
-            if any(failed.values()) if isinstance(failed, dict) else failed:
-                entry.unlink()
+        if said is not None and said.is_file() and _failed(read_json(said)):
+            entry.unlink()
+
+
+def _failed(stats: dict[str, Any]) -> bool:
+    failed = stats.get("failed", 0)
+    return bool(stats.get("photos_failed") or (any(failed.values()) if isinstance(failed, dict) else failed))
 
 
 def finish(out: Path, outputs: dict[str, Any]) -> dict[str, Any]:

@@ -142,10 +142,23 @@ def test_a_source_digest_follows_names_sizes_and_times(tmp_path: Path) -> None:
         source_digest(tmp_path / "items.parquet")
 
 
-@pytest.mark.parametrize(("failed", "kept"), [(0, True), (2, False), ({"text": 0}, True), ({"text": 1}, False)])
-def test_a_step_with_failed_items_is_not_served_from_the_cache(tmp_path: Path, failed: object, kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({}, True),
+        ({"failed": 0}, True),
+        ({"failed": 2}, False),
+        ({"failed": {"text": 0}}, True),
+        ({"failed": {"text": 1}}, False),
+        ({"photos_failed": 0, "photos_not_found": 3}, True),
+        ({"photos_failed": 1}, False),
+    ],
+)
+def test_a_step_with_failed_items_is_not_served_from_the_cache(
+    tmp_path: Path, said: dict[str, Any], kept: bool
+) -> None:
     stats, entry = tmp_path / "stats", tmp_path / "cache" / "key.json"
-    write_json(stats, {"stage": "caption", "failed": failed})
+    write_json(stats, {"stage": "caption", **said})
     write_json(entry, {"stats": {"__kfp_artifact__": True, "uri": str(stats)}, "captions": {"uri": "elsewhere"}})
     forget_failures(entry.parent)
     assert entry.exists() == kept
