@@ -21,6 +21,8 @@ from tessera.config import Settings, check, relation, save_settings, to_json
 from tessera.errors import InputError, TesseraError
 from tessera.files import read_json, sha256_of, write_json
 
+SOURCE = "source.json"
+
 
 def home_of(settings: Settings) -> Path:
     """Folder of the platform: the setting, else TESSERA_HOME, else `.tessera/<catalogue>` in the working directory."""
@@ -30,6 +32,33 @@ def home_of(settings: Settings) -> Path:
         return Path(named).resolve()
     catalogue = settings.source if settings.path is None else settings.path.resolve().name
     return (Path(".tessera") / catalogue).resolve()
+
+
+def claim(settings: Settings, home: Path) -> None:
+    """Keep in a home that is named after its catalogue which one it is of, because two folders may share a last name.
+
+    A home that was named is the user's word, and is neither marked nor asked.
+
+    Raises:
+        InputError: the home is of another source.
+    """
+    if settings.platform.home is not None or os.environ.get("TESSERA_HOME"):
+        return
+    mark = home / SOURCE
+    mine = {"source": settings.source, "path": str(settings.path.resolve()) if settings.path else ""}
+    owner = read_json(mark) if mark.is_file() else mine
+    # What failed before anything was kept has no claim.
+    if owner != mine and any(one != mark for one in home.iterdir()):
+        raise InputError(
+            f"the platform {home} is of the source {_spoken(owner)}, and this run is of {_spoken(mine)}; give this one "
+            f"a home of its own with --platform.home FOLDER, or, if its folder was only moved, remove {mark} and run "
+            "again."
+        )
+    write_json(mark, mine)
+
+
+def _spoken(source: dict[str, str]) -> str:
+    return f"{source['source']} {source['path']}".strip()
 
 
 def arguments(settings: Settings, home: Path, out: Path, digest: str | None = None) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def run(name: str, settings: Settings, out: Path, more: Mapping[str, str] = Mapp
     home = local.home_of(settings)
     plain(f"{name} on {settings.path or settings.source}; run {out}, platform {home}")
     given = parameters(name, settings, home, out, more)
+    local.claim(settings, home)
     if name == "precompute":
         given["shards"] = shards_of(1)
     outputs = local.run(PIPELINES[name], given, settings, out)
@@ -71,7 +72,9 @@ def training(settings: Settings, out: Path) -> dict[str, Any]:
     """Source to promoted policy; returns what `metrics.json` holds."""
     home = local.home_of(settings)
     plain(f"training on {settings.path or settings.source}; run {out}, platform {home}")
-    outputs = local.run(training_pipeline, local.arguments(settings, home, out), settings, out)
+    given = local.arguments(settings, home, out)
+    local.claim(settings, home)
+    outputs = local.run(training_pipeline, given, settings, out)
     return local.finish(out, outputs)
 
 

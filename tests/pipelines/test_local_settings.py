@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.local import arguments, forget_failures, home_of, source_digest
+from pipelines import runs
+from pipelines.local import arguments, claim, forget_failures, home_of, source_digest
 from pipelines.tokenization import tokenization
 from pipelines.training import training
 from tessera.config import (
@@ -40,6 +41,47 @@ def test_home_is_the_setting_then_the_environment_then_the_catalogues(
     assert home_of(own) == home_of(shop) == tmp_path / "from-environment"
     chosen = replace(shop, platform=PlatformSettings(home=Path("chosen")))
     assert home_of(chosen) == tmp_path / "chosen"
+
+
+def test_a_home_by_name_is_of_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TESSERA_HOME", raising=False)
+    first, second = (replace(preset("catalogue"), path=tmp_path / place / "beauty") for place in ("a", "b"))
+    home = home_of(first)
+    assert home_of(second) == home
+    claim(second, home)  # and nothing was kept by that run
+    claim(first, home)
+    (home / "catalogue.db").touch()
+    claim(replace(first, path=Path("a/../a/beauty"), seed=3), home)
+    other = rf"is of the source parquet {tmp_path}/a/beauty, and this run is of {{}}; .*--platform\.home FOLDER.*moved"
+    with pytest.raises(InputError, match=other.format(f"parquet {tmp_path}/b/beauty")):
+        claim(second, home)
+    with pytest.raises(InputError, match=other.format(f"amazon {tmp_path}/a/beauty")):
+        claim(replace(first, source="amazon"), home)
+    claim(replace(second, platform=PlatformSettings(home=home)), home)
+    with monkeypatch.context() as named:
+        named.setenv("TESSERA_HOME", str(home))
+        claim(second, home)
+    claim(first, home)  # still its own
+    (home / "source.json").unlink()  # as the message says for a folder that was moved
+    claim(second, home)
+    with pytest.raises(InputError, match="remove"):
+        claim(first, home)
+
+
+def test_a_run_on_the_home_of_another_source_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TESSERA_HOME", raising=False)
+    monkeypatch.setattr("pipelines.local.run", lambda *_: pytest.fail("it ran"))
+    folders = [tmp_path / place / "beauty" for place in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    first, second = (replace(preset("catalogue"), path=folder) for folder in folders)
+    claim(first, home_of(first))
+    (home_of(first) / "catalogue.db").touch()
+    for name in runs.PIPELINES:
+        with pytest.raises(InputError, match="is of the source"):
+            runs.run(name, second, tmp_path / "out")
 
 
 SECTIONS = {
