@@ -121,8 +121,14 @@ def source_files(path: Path, source: str) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file() and (skipped is None or skipped not in p.parents))
 
 
-def run(pipeline: Any, parameters: dict[str, Any], settings: Settings, out: Path) -> dict[str, Any]:
+def run(
+    pipeline: Any, parameters: dict[str, Any], settings: Settings, out: Path, kept_as: str = "settings.json"
+) -> dict[str, Any]:
     """Run a pipeline in `out`; steps that an earlier run with the same inputs finished are not repeated.
+
+    Args:
+        kept_as: name of the file with the settings; a training's is `settings.json`, and a pipeline that runs in the
+            same folder leaves it alone.
 
     Returns:
         the pipeline's outputs by name, each a path, and under "reused" the steps that were not repeated.
@@ -163,7 +169,7 @@ def run(pipeline: Any, parameters: dict[str, Any], settings: Settings, out: Path
     for name, path in outputs.items():
         _link(out / _named(name), path)
     # Last, so that a run that fails leaves the settings of the one whose results are here.
-    save_settings(settings, out / "settings.json")
+    save_settings(settings, out / kept_as)
     return {**outputs, "reused": console.reused, "seconds": time.monotonic() - started}
 
 

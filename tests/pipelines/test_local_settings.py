@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tessera.config import (
     Settings,
     TokenizerSettings,
     from_json,
+    load_settings,
     preset,
 )
 from tessera.errors import InputError
@@ -82,6 +84,33 @@ def test_a_run_on_the_home_of_another_source_touches_nothing(tmp_path: Path, mon
     for name in runs.PIPELINES:
         with pytest.raises(InputError, match="is of the source"):
             runs.run(name, second, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", sorted(runs.PIPELINES))
+def test_settings_are_kept_as_a_pipeline_ran_with_them_and_apart_from_a_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    told: dict[str, Any] = {}
+
+    def pipeline(**given: Any) -> SimpleNamespace:
+        told.update(given)
+        return SimpleNamespace(outputs={"tokenizer": SimpleNamespace(path=str(tmp_path / "tokenizer"))})
+
+    pipeline.component_spec = runs.PIPELINES[name].component_spec  # type: ignore[attr-defined]
+    monkeypatch.setitem(runs.PIPELINES, name, pipeline)
+    monkeypatch.setattr(runs, "training_pipeline", pipeline)
+    monkeypatch.setattr(runs.local, "finish", lambda *_: {})
+    monkeypatch.setattr(runs, "_tell_sids", lambda *_: None)
+    out, kept = tmp_path / "run", "settings.json" if name == "training" else f"settings-{name}.json"
+    out.mkdir()
+    (out / "settings.json").write_text("a training's", encoding="utf-8")
+    settings = replace(preset("demo"), platform=PlatformSettings(home=tmp_path / "home"))
+    runs.run(name, settings, out)
+    assert (load_settings(out / kept).catalogue.k_core == 0) == (name == "refresh")
+    if "ingest_settings" in told:
+        assert from_json(told["ingest_settings"]).catalogue == load_settings(out / kept).catalogue
+    if name != "training":
+        assert (out / "settings.json").read_text(encoding="utf-8") == "a training's"
 
 
 SECTIONS = {
