@@ -19,7 +19,7 @@ from components.report.metrics import ENRICHMENTS
 from pipelines.console import Console, plain
 from tessera.config import Settings, check, relation, save_settings, to_json
 from tessera.errors import InputError, TesseraError
-from tessera.files import read_json, sha256_of, write_json
+from tessera.files import read_json, replacing, sha256_of, write_json
 
 SOURCE = "source.json"
 
@@ -211,10 +211,9 @@ def finish(out: Path, outputs: dict[str, Any]) -> dict[str, Any]:
             metrics["model_calls"][kind] = 0
     metrics["reused_steps"] = reused
     metrics["seconds"]["total"] = round(outputs["seconds"], 1)
-    for name in ("metrics.json", "report.html"):
-        (out / name).unlink(missing_ok=True)
     write_json(out / "metrics.json", metrics)
-    shutil.copyfile(outputs["report"], out / "report.html")
+    with replacing(out / "report.html") as temporary:
+        shutil.copyfile(outputs["report"], temporary)
     _tell(out, metrics)
     return metrics
 

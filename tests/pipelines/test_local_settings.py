@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from components.report.metrics import ENRICHMENTS
 from pipelines import runs
-from pipelines.local import arguments, claim, forget_failures, home_of, source_digest
+from pipelines.local import arguments, claim, finish, forget_failures, home_of, source_digest
 from pipelines.tokenization import tokenization
 from pipelines.training import training
 from tessera.config import (
@@ -27,7 +29,7 @@ from tessera.config import (
     preset,
 )
 from tessera.errors import InputError
-from tessera.files import write_json
+from tessera.files import read_json, write_json
 
 
 def test_home_is_the_setting_then_the_environment_then_the_catalogues(
@@ -233,3 +235,35 @@ def test_a_step_with_failed_items_is_not_served_from_the_cache(
     write_json(entry, {"stats": {"__kfp_artifact__": True, "uri": str(stats)}, "captions": {"uri": "elsewhere"}})
     forget_failures(entry.parent)
     assert entry.exists() == kept
+
+
+def test_a_report_takes_the_place_of_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, made = tmp_path / "run", tmp_path / "artifacts"
+    scores = {"hr@10": 0.5, "ndcg@10": 0.3}
+    metrics = {
+        **scores, "popularity_hr@10": 0.1, "validation": scores, "promotion": {"reason": "it is better."},
+        "model_calls": dict.fromkeys(ENRICHMENTS, 2), "seconds": {},
+    }  # fmt: skip
+    write_json(made / "metrics", metrics)
+    (made / "report").write_text("new", encoding="utf-8")
+    out.mkdir()
+    (out / "report.html").write_text("last", encoding="utf-8")
+    (out / "metrics.json").symlink_to(made / "metrics")  # as a run links what it made
+    outputs = {"metrics": made / "metrics", "report": made / "report", "reused": [], "seconds": 1.0}
+
+    with monkeypatch.context() as full:
+        full.setattr("pipelines.local.shutil.copyfile", raising(OSError("no space left")))
+        with pytest.raises(OSError, match="no space"):
+            finish(out, outputs)
+    assert (out / "report.html").read_text(encoding="utf-8") == "last"
+    finish(out, outputs)
+    assert (out / "report.html").read_text(encoding="utf-8") == "new"
+    assert read_json(out / "metrics.json")["seconds"] == {"total": 1.0}
+    assert read_json(made / "metrics")["seconds"] == {}  # the step's own output stays as the step wrote it
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
