@@ -17,9 +17,11 @@ from typing import Any
 
 from components.report.metrics import ENRICHMENTS
 from pipelines.console import Console, plain
-from tessera.config import Settings, relation, save_settings, to_json
+from tessera.config import Settings, check, relation, save_settings, to_json
 from tessera.errors import InputError, TesseraError
-from tessera.files import read_json, sha256_of, write_json
+from tessera.files import read_json, replacing, sha256_of, write_json
+
+SOURCE = "source.json"
 
 
 def home_of(settings: Settings) -> Path:
@@ -32,6 +34,33 @@ def home_of(settings: Settings) -> Path:
     return (Path(".tessera") / catalogue).resolve()
 
 
+def claim(settings: Settings, home: Path) -> None:
+    """Keep in a home that is named after its catalogue which one it is of, because two folders may share a last name.
+
+    A home that was named is the user's word, and is neither marked nor asked.
+
+    Raises:
+        InputError: the home is of another source.
+    """
+    if settings.platform.home is not None or os.environ.get("TESSERA_HOME"):
+        return
+    mark = home / SOURCE
+    mine = {"source": settings.source, "path": str(settings.path.resolve()) if settings.path else ""}
+    owner = read_json(mark) if mark.is_file() else mine
+    # What failed before anything was kept has no claim.
+    if owner != mine and any(one != mark for one in home.iterdir()):
+        raise InputError(
+            f"the platform {home} is of the source {_spoken(owner)}, and this run is of {_spoken(mine)}; give this one "
+            f"a home of its own with --platform.home FOLDER, or, if its folder was only moved, remove {mark} and run "
+            "again."
+        )
+    write_json(mark, mine)
+
+
+def _spoken(source: dict[str, str]) -> str:
+    return f"{source['source']} {source['path']}".strip()
+
+
 def arguments(settings: Settings, home: Path, out: Path, digest: str | None = None) -> dict[str, Any]:
     """The pipelines' parameters: to each step the sections of the settings that it uses.
 
@@ -39,8 +68,9 @@ def arguments(settings: Settings, home: Path, out: Path, digest: str | None = No
         digest: of the source's files; None takes it, "" is for a source that is elsewhere.
 
     Raises:
-        InputError: settings that exclude each other, or a source that is not there.
+        InputError: settings out of range or that exclude each other, or a source that is not there.
     """
+    check(settings)
     relation(settings)
     if settings.path is not None:  # steps may run in another folder
         settings = replace(settings, path=settings.path.resolve())
@@ -91,8 +121,14 @@ def source_files(path: Path, source: str) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file() and (skipped is None or skipped not in p.parents))
 
 
-def run(pipeline: Any, parameters: dict[str, Any], settings: Settings, out: Path) -> dict[str, Any]:
+def run(
+    pipeline: Any, parameters: dict[str, Any], settings: Settings, out: Path, kept_as: str = "settings.json"
+) -> dict[str, Any]:
     """Run a pipeline in `out`; steps that an earlier run with the same inputs finished are not repeated.
+
+    Args:
+        kept_as: name of the file with the settings; a training's is `settings.json`, and a pipeline that runs in the
+            same folder leaves it alone.
 
     Returns:
         the pipeline's outputs by name, each a path, and under "reused" the steps that were not repeated.
@@ -133,7 +169,7 @@ def run(pipeline: Any, parameters: dict[str, Any], settings: Settings, out: Path
     for name, path in outputs.items():
         _link(out / _named(name), path)
     # Last, so that a run that fails leaves the settings of the one whose results are here.
-    save_settings(settings, out / "settings.json")
+    save_settings(settings, out / kept_as)
     return {**outputs, "reused": console.reused, "seconds": time.monotonic() - started}
 
 
@@ -150,14 +186,17 @@ def _runner(parameters: dict[str, Any], settings: Settings, out: Path) -> Any:
 
 
 def forget_failures(cache: Path) -> None:
-    """Take back what the cache holds of steps that recorded failed items, so that the next run retries them."""
+    """Take back what the cache holds of steps that recorded failed items or photos, so that the next run retries."""
     for entry in cache.glob("*.json"):
         stats = read_json(entry).get("stats")
         said = Path(stats["uri"]) if stats else None
-        if said is not None and said.is_file():
-            failed = read_json(said).get("failed", 0)
-            if any(failed.values()) if isinstance(failed, dict) else failed:
-                entry.unlink()
+        if said is not None and said.is_file() and _failed(read_json(said)):
+            entry.unlink()
+
+
+def _failed(stats: dict[str, Any]) -> bool:
+    failed = stats.get("failed", 0)
+    return bool(stats.get("photos_failed") or (any(failed.values()) if isinstance(failed, dict) else failed))
 
 
 def finish(out: Path, outputs: dict[str, Any]) -> dict[str, Any]:
@@ -172,10 +211,9 @@ def finish(out: Path, outputs: dict[str, Any]) -> dict[str, Any]:
             metrics["model_calls"][kind] = 0
     metrics["reused_steps"] = reused
     metrics["seconds"]["total"] = round(outputs["seconds"], 1)
-    for name in ("metrics.json", "report.html"):
-        (out / name).unlink(missing_ok=True)
     write_json(out / "metrics.json", metrics)
-    shutil.copyfile(outputs["report"], out / "report.html")
+    with replacing(out / "report.html") as temporary:
+        shutil.copyfile(outputs["report"], temporary)
     _tell(out, metrics)
     return metrics
 

@@ -28,21 +28,26 @@ PIPELINES: dict[str, Any] = {
 }
 
 
+def suited(name: str, settings: Settings) -> Settings:
+    """The settings that a pipeline runs with: an item that nobody has bought yet is what a refresh is for."""
+    if name != "refresh":
+        return settings
+    return replace(settings, catalogue=replace(settings.catalogue, k_core=0))
+
+
 def parameters(
     name: str, settings: Settings, home: Path, out: Path, more: Mapping[str, str], source_digest: str | None = None
 ) -> dict[str, Any]:
     """A pipeline's parameters: what follows from the settings, and what is given beside them.
 
     Args:
+        settings: as `suited` to the pipeline.
         more: parameters that no setting gives, as text.
         source_digest: as in `local.arguments`.
 
     Raises:
         InputError: the pipeline has no such parameter, or it is of another type.
     """
-    if name == "refresh":
-        # An item that nobody has bought yet is what a refresh is for.
-        settings = replace(settings, catalogue=replace(settings.catalogue, k_core=0))
     wanted = PIPELINES[name].component_spec.inputs
     known = local.arguments(settings, home, out, source_digest)
     given = {key: value for key, value in known.items() if key in wanted}
@@ -56,12 +61,13 @@ def run(name: str, settings: Settings, out: Path, more: Mapping[str, str] = Mapp
             raise InputError("training has no free parameter; its settings say everything (`tessera run --help`).")
         training(settings, out)
         return
-    home = local.home_of(settings)
+    settings, home = suited(name, settings), local.home_of(settings)
     plain(f"{name} on {settings.path or settings.source}; run {out}, platform {home}")
     given = parameters(name, settings, home, out, more)
+    local.claim(settings, home)
     if name == "precompute":
         given["shards"] = shards_of(1)
-    outputs = local.run(PIPELINES[name], given, settings, out)
+    outputs = local.run(PIPELINES[name], given, settings, out, f"settings-{name}.json")
     if name == "tokenization":
         _tell_sids(out, Path(outputs["tokenizer"]))
     plain(f"  {out / 'run.log'}   {outputs['seconds']:.0f} s")
@@ -71,7 +77,9 @@ def training(settings: Settings, out: Path) -> dict[str, Any]:
     """Source to promoted policy; returns what `metrics.json` holds."""
     home = local.home_of(settings)
     plain(f"training on {settings.path or settings.source}; run {out}, platform {home}")
-    outputs = local.run(training_pipeline, local.arguments(settings, home, out), settings, out)
+    given = local.arguments(settings, home, out)
+    local.claim(settings, home)
+    outputs = local.run(training_pipeline, given, settings, out)
     return local.finish(out, outputs)
 
 

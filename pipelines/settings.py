@@ -26,7 +26,13 @@ class ClusterSettings:
 
 
 def shards_of(count: int) -> list[str]:
-    """The parts of a whole: ["0/2", "1/2"] for two."""
+    """The parts of a whole: ["0/2", "1/2"] for two.
+
+    Raises:
+        InputError: no part, in which nothing would be done.
+    """
+    if count < 1:
+        raise InputError(f"cluster.shards is {count}; it must be at least 1.")
     return [f"{part}/{count}" for part in range(count)]
 
 

@@ -66,7 +66,7 @@ def parameters(name: str, settings: Settings, more: Mapping[str, str]) -> dict[s
     """
     # Runs of the same settings share their checkpoints, so that one goes on where another ended; others have their own.
     out = Path(MOUNT) / "work" / f"{name}-{sha256_of(to_json(settings))[:12]}"
-    given = runs.parameters(name, settings, Path(MOUNT) / "home", out, more, source_digest="")
+    given = runs.parameters(name, runs.suited(name, settings), Path(MOUNT) / "home", out, more, source_digest="")
     return {key: value for key, value in given.items() if key != "shards"}
 
 

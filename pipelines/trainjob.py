@@ -12,7 +12,7 @@ from components.images import image
 from pipelines.cluster import MOUNT, VOLUME
 from pipelines.settings import ClusterSettings, labels_of
 from pipelines.steps import HEAVY
-from tessera.config import Settings, to_json
+from tessera.config import Settings, check, to_json
 from tessera.files import write_text
 
 NAME = "tessera-train"
@@ -29,7 +29,12 @@ def write(settings: Settings, cluster: ClusterSettings, path: Path) -> None:
 
 
 def manifests(settings: Settings, cluster: ClusterSettings) -> list[dict[str, Any]]:
-    """Both resources. The tables and the tokenizer are read from, and the policy is written to, `cluster.data`."""
+    """Both resources. The tables and the tokenizer are read from, and the policy is written to, `cluster.data`.
+
+    Raises:
+        InputError: settings that the job would refuse.
+    """
+    check(settings)
     kept = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME, "namespace": cluster.namespace}}
     job = {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",

@@ -7,6 +7,7 @@ what it used to `settings.json`, which `load_settings` reads back.
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -351,6 +352,71 @@ def relation(settings: Settings) -> Relation:
     return "grounding" if settings.space == "grounded" else "none"
 
 
+# What a setting may be least; 0 is "all", "none" or "off" where the setting's text says so.
+LEAST: Mapping[str, Mapping[str, int]] = {
+    "catalogue": {"k_core": 0},
+    "enrichment": {"concurrency": 1, "retries": 0, "batch_size": 1},
+    "tokenizer": {
+        "levels": 1, "codebook_size": 2, "image_dim": 1, "fused_dim": 1, "latent_dim": 1, "hidden_dim": 1, "epochs": 1,
+        "batch_size": 1, "commitment": 0, "alignment": 0, "checkpoint_every": 1,
+    },
+    "policy": {
+        "lora_rank": 1, "hidden": 1, "layers": 1, "heads": 1, "text_vocabulary": 1, "dropout": 0, "max_history": 1,
+        "hybrid_prefix": 0, "task_examples": 0, "text_tokens": 1, "title_history": 1, "epochs": 1, "patience": 1,
+        "validate_every": 1, "validation_users": 1, "batch_tokens": 1, "weight_decay": 0, "label_smoothing": 0,
+    },
+    # All of a group of one are paid alike, and teach nothing.
+    "grpo": {
+        "epochs": 1, "cases": 0, "batch": 1, "group": 2, "updates": 1, "bonus_weight": 0, "clip": 0, "kl": 0,
+        "validate_every": 1,
+    },
+    "preference": {"epochs": 1, "cases": 0, "batch": 1, "negatives": 1, "validate_every": 1},
+    "evaluation": {"beam": 1, "batch_size": 1},
+    "platform": {"watch_s": 0, "max_error_rate": 0},
+}  # fmt: skip
+ABOVE_ZERO: Mapping[str, Sequence[str]] = {
+    "enrichment": ("timeout_s",),
+    "tokenizer": ("learning_rate",),
+    "policy": ("learning_rate",),
+    "grpo": ("temperature", "epsilon", "learning_rate"),
+    "preference": ("beta", "learning_rate"),
+    "platform": ("max_latency_ratio",),
+}
+BELOW_ONE: Mapping[str, Sequence[str]] = {"policy": ("dropout", "label_smoothing")}
+
+
+def check_section(name: str, section: Any) -> None:
+    """Hold one section of the settings to the bounds of its numbers.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    given = vars(section)
+    kept = [(one, f"at least {least}", given[one] >= least) for one, least in LEAST[name].items()]
+    kept += [(one, "above 0", given[one] > 0) for one in ABOVE_ZERO.get(name, ())]
+    kept += [(one, "below 1", given[one] < 1) for one in BELOW_ONE.get(name, ())]
+    for one, bound, holds in kept:
+        if not holds:
+            raise InputError(f"{name}.{one} is {given[one]}; it must be {bound}.")
+
+
+def check(settings: Settings) -> None:
+    """Refuse what would fail hours later, or run otherwise than it was meant; for every place where settings enter.
+
+    Raises:
+        InputError: a number out of range, or a folder for the shop, which reads none.
+    """
+    for name in LEAST:
+        check_section(name, getattr(settings, name))
+    if settings.seed < 0:
+        raise InputError(f"seed is {settings.seed}; it must be at least 0.")
+    if settings.path is not None and settings.source == "shop":
+        raise InputError(
+            f"--path {settings.path} is given, but the source is the shop, which reads no folder; name the source, "
+            "--source parquet or --source amazon, or leave out --path."
+        )
+
+
 def to_json(settings: Any) -> str:
     """Settings (whole, or one section) as canonical JSON, for files, component parameters and fingerprints."""
     return json.dumps(dataclasses.asdict(settings), sort_keys=True, default=str)
@@ -365,12 +431,14 @@ def from_json(text: str) -> Settings:
     """Settings from `to_json`'s text.
 
     Raises:
-        InputError: not JSON, or a field that this version does not have.
+        InputError: not JSON, a field that this version does not have, or what `check` refuses.
     """
     try:
-        return _build(Settings, json.loads(text))
+        settings: Settings = _build(Settings, json.loads(text))
+        check(settings)
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise InputError(f"the settings are not of this version of Tessera ({error}); start from a preset.") from None
+    return settings
 
 
 def load_settings(path: str | Path) -> Settings:

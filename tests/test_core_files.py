@@ -6,9 +6,9 @@ import os
 import signal
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -256,9 +256,8 @@ def test_a_killed_save_leaves_nothing_that_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["demo", "catalogue", "paper"])
 def test_presets_survive_a_file(name: Any, tmp_path: Path) -> None:
-    settings = replace(
-        preset(name), path=Path("data/shop"), seed=3, platform=PlatformSettings(home=Path("/srv/home"), http_port=1)
-    )
+    home = PlatformSettings(home=Path("/srv/home"), http_port=1)
+    settings = replace(preset(name), source="parquet", path=Path("data/shop"), seed=3, platform=home)
     save_settings(settings, tmp_path / "settings.json")
     assert load_settings(tmp_path / "settings.json") == settings
     assert from_json(config.to_json(preset(name))) == preset(name)
@@ -269,7 +268,7 @@ def test_presets_differ() -> None:
 
 
 def test_a_partial_file_keeps_the_defaults() -> None:
-    settings = from_json('{"tokenizer": {"levels": 4}, "path": "data"}')
+    settings = from_json('{"tokenizer": {"levels": 4}, "source": "parquet", "path": "data"}')
     assert settings.tokenizer == replace(config.TokenizerSettings(), levels=4)
     assert settings.path == Path("data")
     assert settings.policy == config.PolicySettings()
@@ -294,6 +293,41 @@ def test_settings_that_do_not_fit_are_refused(text: str, says: str, tmp_path: Pa
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(InputError, match=f"{says}.*start from a preset"):
         load_settings(tmp_path / "settings.json")
+
+
+def test_a_folder_needs_a_source_that_reads_it() -> None:
+    with pytest.raises(InputError, match=r"--path data is given, but the source is the shop.*--source parquet"):
+        from_json('{"path": "data"}')
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "bound"),
+    [
+        *((name, one, no - 1, f"at least {no}") for name, of in config.LEAST.items() for one, no in of.items()),
+        *((name, one, 0, "above 0") for name, of in config.ABOVE_ZERO.items() for one in of),
+        *((name, one, 1, "below 1") for name, of in config.BELOW_ONE.items() for one in of),
+        ("policy", "learning_rate", float("nan"), "above 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_where_settings_are_read(
+    section: str, field: str, value: float, bound: str
+) -> None:
+    with pytest.raises(InputError, match=rf"{section}\.{field} is {value}; it must be {bound}\."):
+        from_json(json.dumps({section: {field: value}}))
+
+
+def test_every_number_that_counts_something_has_a_least_value() -> None:
+    """A setting that is added later, too; ports and the shop's sizes are judged where they are used."""
+    for name, hint in get_type_hints(Settings).items():
+        if not is_dataclass(hint) or name in ("shop", "platform"):
+            continue
+        counts = {one for one, kind in get_type_hints(hint).items() if kind is int}
+        assert counts <= set(config.LEAST[name]), name
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(InputError, match="seed is -1; it must be at least 0"):
+        from_json('{"seed": -1}')
 
 
 def test_a_settings_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from benchmarks.quality.store import key_of, read_cell, write_cell
 from benchmarks.quality.systems import BUDGETS, PEERS, PICTURED, SYSTEMS, TABLES
 from benchmarks.quality.train import Plan, align_gain, plan, train
 from benchmarks.quality.world import World
-from tessera.config import Settings
+from tessera.config import Settings, check
 from tessera.decoding.recommender import Recommender
 from tessera.errors import InputError
 
@@ -110,8 +110,9 @@ def run(
         the report, Markdown.
 
     Raises:
-        InputError: no such system, no seed, or peers alone of which none is installed.
+        InputError: settings out of range, no such system, no seed, or peers alone of which none is installed.
     """
+    check(settings)
     if unknown := sorted(set(systems) - set(PEERS) - set(SYSTEMS)):
         raise InputError(f"there is no system '{unknown[0]}'; choose among {', '.join([*PEERS, *SYSTEMS])}.")
     if seeds < 1:

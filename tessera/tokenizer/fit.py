@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tessera import bundle as bundles
-from tessera.config import TokenizerSettings, to_json
+from tessera.config import TokenizerSettings, check_section, to_json
 from tessera.errors import BundleError, InputError
 from tessera.files import sha256_file, sha256_of
 from tessera.schema import read_table, write_table
@@ -89,20 +89,12 @@ def read(embeddings: Path, settings: TokenizerSettings) -> Inputs:
 
 
 def _check(settings: TokenizerSettings) -> None:
-    least = {
-        "levels": 1, "codebook_size": 2, "image_dim": 1, "fused_dim": 1, "latent_dim": 1, "hidden_dim": 1, "epochs": 1,
-        "batch_size": 1, "checkpoint_every": 1,
-    }
-    for name, bound in least.items():
-        if getattr(settings, name) < bound:
-            raise InputError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {bound}.")
+    check_section("tokenizer", settings)
     if settings.method == "opq" and settings.latent_dim < settings.levels:
         raise InputError(
             f"tokenizer.latent_dim is {settings.latent_dim}; OPQ cuts it into {settings.levels} levels, "
             "so give it as many."
         )
-    if not settings.learning_rate > 0 or not settings.commitment >= 0 or not settings.alignment >= 0:
-        raise InputError("tokenizer.learning_rate must be above 0, tokenizer.commitment and .alignment not below 0.")
 
 
 def _fingerprint(inputs: Inputs, settings: TokenizerSettings, seed: int, grounding: Path | None) -> str:

@@ -260,4 +260,4 @@ def test_what_is_no_embedding_is_given_up(serve: Callable[[Reply], Any]) -> None
     encoder = open_joint_encoder(asking(serve(lambda _: (200, {}, b'{"choices": []}'))))
     assert encoder is not None
     with pytest.raises(ModelCallError, match="no list of embeddings"):
-        encoder.encode(["a"], [None])
+        encoder.encode(["a", "b", "c"], [None] * 3)

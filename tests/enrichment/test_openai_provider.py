@@ -116,7 +116,37 @@ def test_an_endpoint_that_only_errs_is_given_up_before_every_item_was_tried(serv
     endpoint = serve(lambda _: (503, {}, b"loading"))
     with pytest.raises(ModelCallError, match="HTTP 503: loading"):
         OpenAIModel("m", settings_for(endpoint, retries=0, concurrency=1)).complete([ask_text("a")] * 50)
-    assert len(endpoint.requests) == 3
+    assert [content(body) for body in endpoint.requests] == ["a", "a", "a", "Hello"]
+
+
+def test_an_endpoint_that_only_errs_is_given_up_also_where_every_batch_is_one_item(serve) -> None:
+    model = OpenAIModel("m", settings_for(serve(lambda _: (503, {}, b"loading")), retries=0))
+    lost = [Failure("HTTP 503: loading")]
+    assert [model.complete([ask_text("a")]) for _ in range(2)] == [lost, lost]
+    with pytest.raises(ModelCallError, match="HTTP 503: loading"):
+        model.complete([ask_text("a")])
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_items_that_keep_failing_alone_in_their_batch_are_failures_of_a_live_endpoint(serve, count: int) -> None:
+    """As in a run that is repeated for what failed before."""
+    endpoint = serve(lambda body: (500, {}, b"crash on this one") if content(body) == "bad" else said("fine"))
+    model = OpenAIModel("m", settings_for(endpoint, retries=0, concurrency=2))
+    assert model.complete([ask_text("bad")] * count) == [Failure("HTTP 500: crash on this one")] * count
+    assert model.complete([ask_text("good")]) == ["fine"]
+
+
+def test_answers_are_kept_where_asking_again_is_lost(serve) -> None:
+    def reply(body):
+        if len(body["messages"]) > 1 or content(body) == "Hello":
+            return 503, {}, b"gone"
+        return said("nice balls" if "Title: Bad" in content(body) else json.dumps(INTENTS))
+
+    model = OpenAIModel("m", settings_for(serve(reply), retries=0))
+    *bad, good = PromptedEnricher(model).intents([*(Item(str(n), f"Bad {n}") for n in range(4)), BALL])
+    assert good.descriptors[0].text == "beach games"
+    assert len(bad) == 4
+    assert all("HTTP 503: gone" in one.reason for one in bad)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -182,6 +212,32 @@ def test_what_stays_unusable_fails_with_its_reason_after_two_requests(serve) -> 
     assert len(endpoint.requests) == 5 + 4
 
 
+def cut_off(text: str) -> tuple[int, dict[str, str], bytes]:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "length"}
+    return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+
+def test_plain_text_that_was_cut_off_is_asked_for_once_more_then_fails(serve) -> None:
+    long, short = "A red ball on a white beach, and beside it a", "A red ball on a beach."
+    endpoint = serve(
+        lambda body: said(short) if len(body["messages"]) > 1 and "Title: Ball" in content(body) else cut_off(long)
+    )
+    items = [BALL, Item("2", "Lamp", caption="A lamp.")]
+    told, failed = PromptedEnricher(OpenAIModel("m", settings_for(endpoint))).rewrites("summary", items)
+    assert told == short
+    assert failed == Failure("unusable after one retry: it was cut off after max_tokens (200)")
+    assert len(endpoint.requests) == 4
+    _, answer, complaint = endpoint.requests[-1]["messages"]
+    assert answer["content"] == long
+    assert "cut off after max_tokens" in complaint["content"]
+
+
+def test_json_that_is_whole_is_taken_though_the_answer_ran_on(serve) -> None:
+    endpoint = serve(lambda _: cut_off(f"{json.dumps(INTENTS)} I chose these because"))
+    (intents,) = PromptedEnricher(OpenAIModel("m", settings_for(endpoint))).intents([BALL])
+    assert intents.descriptors[0].text == "beach games"
+
+
 def test_a_stated_refusal_is_a_failure_without_a_second_request(serve) -> None:
     endpoint = serve(lambda _: said(None, refusal="I will not."))
     results = PromptedEnricher(OpenAIModel("m", settings_for(endpoint))).intents([BALL])
@@ -222,9 +278,11 @@ def test_a_bad_request_is_this_items_failure(serve) -> None:
 
 def test_a_response_that_is_no_completion_is_retried_then_given_up(serve) -> None:
     endpoint = serve(lambda _: (200, {}, b"<html>proxy login</html>"))
-    with pytest.raises(ModelCallError, match="no chat completion"):
-        OpenAIModel("m", settings_for(endpoint, retries=1)).complete([ask_text("a")])
+    model = OpenAIModel("m", settings_for(endpoint, retries=1))
+    assert model.complete([ask_text("a")]) == [Failure("the response is no chat completion")]
     assert len(endpoint.requests) == 2
+    with pytest.raises(ModelCallError, match="no chat completion"):
+        model.complete([ask_text("a")] * 3)
 
 
 def test_works_inside_a_running_event_loop(serve) -> None:

@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipelines.local import arguments, forget_failures, home_of, source_digest
+from components.report.metrics import ENRICHMENTS
+from pipelines import runs
+from pipelines.local import arguments, claim, finish, forget_failures, home_of, source_digest
 from pipelines.tokenization import tokenization
 from pipelines.training import training
 from tessera.config import (
@@ -21,10 +25,11 @@ from tessera.config import (
     Settings,
     TokenizerSettings,
     from_json,
+    load_settings,
     preset,
 )
 from tessera.errors import InputError
-from tessera.files import write_json
+from tessera.files import read_json, write_json
 
 
 def test_home_is_the_setting_then_the_environment_then_the_catalogues(
@@ -40,6 +45,74 @@ def test_home_is_the_setting_then_the_environment_then_the_catalogues(
     assert home_of(own) == home_of(shop) == tmp_path / "from-environment"
     chosen = replace(shop, platform=PlatformSettings(home=Path("chosen")))
     assert home_of(chosen) == tmp_path / "chosen"
+
+
+def test_a_home_by_name_is_of_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TESSERA_HOME", raising=False)
+    first, second = (replace(preset("catalogue"), path=tmp_path / place / "beauty") for place in ("a", "b"))
+    home = home_of(first)
+    assert home_of(second) == home
+    claim(second, home)  # and nothing was kept by that run
+    claim(first, home)
+    (home / "catalogue.db").touch()
+    claim(replace(first, path=Path("a/../a/beauty"), seed=3), home)
+    other = rf"is of the source parquet {tmp_path}/a/beauty, and this run is of {{}}; .*--platform\.home FOLDER.*moved"
+    with pytest.raises(InputError, match=other.format(f"parquet {tmp_path}/b/beauty")):
+        claim(second, home)
+    with pytest.raises(InputError, match=other.format(f"amazon {tmp_path}/a/beauty")):
+        claim(replace(first, source="amazon"), home)
+    claim(replace(second, platform=PlatformSettings(home=home)), home)
+    with monkeypatch.context() as named:
+        named.setenv("TESSERA_HOME", str(home))
+        claim(second, home)
+    claim(first, home)  # still its own
+    (home / "source.json").unlink()  # as the message says for a folder that was moved
+    claim(second, home)
+    with pytest.raises(InputError, match="remove"):
+        claim(first, home)
+
+
+def test_a_run_on_the_home_of_another_source_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TESSERA_HOME", raising=False)
+    monkeypatch.setattr("pipelines.local.run", lambda *_: pytest.fail("it ran"))
+    folders = [tmp_path / place / "beauty" for place in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    first, second = (replace(preset("catalogue"), path=folder) for folder in folders)
+    claim(first, home_of(first))
+    (home_of(first) / "catalogue.db").touch()
+    for name in runs.PIPELINES:
+        with pytest.raises(InputError, match="is of the source"):
+            runs.run(name, second, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", sorted(runs.PIPELINES))
+def test_settings_are_kept_as_a_pipeline_ran_with_them_and_apart_from_a_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    told: dict[str, Any] = {}
+
+    def pipeline(**given: Any) -> SimpleNamespace:
+        told.update(given)
+        return SimpleNamespace(outputs={"tokenizer": SimpleNamespace(path=str(tmp_path / "tokenizer"))})
+
+    pipeline.component_spec = runs.PIPELINES[name].component_spec  # type: ignore[attr-defined]
+    monkeypatch.setitem(runs.PIPELINES, name, pipeline)
+    monkeypatch.setattr(runs, "training_pipeline", pipeline)
+    monkeypatch.setattr(runs.local, "finish", lambda *_: {})
+    monkeypatch.setattr(runs, "_tell_sids", lambda *_: None)
+    out, kept = tmp_path / "run", "settings.json" if name == "training" else f"settings-{name}.json"
+    out.mkdir()
+    (out / "settings.json").write_text("a training's", encoding="utf-8")
+    settings = replace(preset("demo"), platform=PlatformSettings(home=tmp_path / "home"))
+    runs.run(name, settings, out)
+    assert (load_settings(out / kept).catalogue.k_core == 0) == (name == "refresh")
+    if "ingest_settings" in told:
+        assert from_json(told["ingest_settings"]).catalogue == load_settings(out / kept).catalogue
+    if name != "training":
+        assert (out / "settings.json").read_text(encoding="utf-8") == "a training's"
 
 
 SECTIONS = {
@@ -142,10 +215,55 @@ def test_a_source_digest_follows_names_sizes_and_times(tmp_path: Path) -> None:
         source_digest(tmp_path / "items.parquet")
 
 
-@pytest.mark.parametrize(("failed", "kept"), [(0, True), (2, False), ({"text": 0}, True), ({"text": 1}, False)])
-def test_a_step_with_failed_items_is_not_served_from_the_cache(tmp_path: Path, failed: object, kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({}, True),
+        ({"failed": 0}, True),
+        ({"failed": 2}, False),
+        ({"failed": {"text": 0}}, True),
+        ({"failed": {"text": 1}}, False),
+        ({"photos_failed": 0, "photos_not_found": 3}, True),
+        ({"photos_failed": 1}, False),
+    ],
+)
+def test_a_step_with_failed_items_is_not_served_from_the_cache(
+    tmp_path: Path, said: dict[str, Any], kept: bool
+) -> None:
     stats, entry = tmp_path / "stats", tmp_path / "cache" / "key.json"
-    write_json(stats, {"stage": "caption", "failed": failed})
+    write_json(stats, {"stage": "caption", **said})
     write_json(entry, {"stats": {"__kfp_artifact__": True, "uri": str(stats)}, "captions": {"uri": "elsewhere"}})
     forget_failures(entry.parent)
     assert entry.exists() == kept
+
+
+def test_a_report_takes_the_place_of_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, made = tmp_path / "run", tmp_path / "artifacts"
+    scores = {"hr@10": 0.5, "ndcg@10": 0.3}
+    metrics = {
+        **scores, "popularity_hr@10": 0.1, "validation": scores, "promotion": {"reason": "it is better."},
+        "model_calls": dict.fromkeys(ENRICHMENTS, 2), "seconds": {},
+    }  # fmt: skip
+    write_json(made / "metrics", metrics)
+    (made / "report").write_text("new", encoding="utf-8")
+    out.mkdir()
+    (out / "report.html").write_text("last", encoding="utf-8")
+    (out / "metrics.json").symlink_to(made / "metrics")  # as a run links what it made
+    outputs = {"metrics": made / "metrics", "report": made / "report", "reused": [], "seconds": 1.0}
+
+    with monkeypatch.context() as full:
+        full.setattr("pipelines.local.shutil.copyfile", raising(OSError("no space left")))
+        with pytest.raises(OSError, match="no space"):
+            finish(out, outputs)
+    assert (out / "report.html").read_text(encoding="utf-8") == "last"
+    finish(out, outputs)
+    assert (out / "report.html").read_text(encoding="utf-8") == "new"
+    assert read_json(out / "metrics.json")["seconds"] == {"total": 1.0}
+    assert read_json(made / "metrics")["seconds"] == {}  # the step's own output stays as the step wrote it
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail

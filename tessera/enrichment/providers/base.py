@@ -42,10 +42,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Failure:
-    """An item that got no answer, and why; `sent` says whether a model was asked at all."""
+    """An item that got no answer, and why; `sent` says whether a model was asked at all.
+
+    cut: the start of an answer that was too long, which may be asked for once more.
+    """
 
     reason: str
     sent: bool = True
+    cut: str = ""
 
 
 class Enricher(Protocol):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.config import EnrichmentSettings
+from tessera.config import EnrichmentSettings, check_section
 from tessera.enrichment.photos import data_url
 from tessera.enrichment.providers.base import Failure, Message, ModelRequest
 from tessera.errors import InputError, ModelCallError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 DOWN_AFTER = 3
+"""Requests lost in a row after which the endpoint is asked something plain, to tell whether it is down."""
+PLAIN = ModelRequest((Message("user", "Hello"),), max_tokens=1)
 FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 300.0
 
 
@@ -48,18 +50,19 @@ class Endpoint(ABC, Generic[T]):
     def __init__(self, model: str, settings: EnrichmentSettings) -> None:
         if not model:
             raise InputError("the openai provider needs a model name; set e.g. --enrichment.intents.model gpt-4o-mini.")
-        if settings.concurrency < 1 or settings.retries < 0 or settings.timeout_s <= 0:
-            raise InputError("enrichment.concurrency must be at least 1, retries at least 0 and timeout_s above 0.")
+        check_section("enrichment", settings)
         self.model, self.settings = model, settings
         self.url = settings.base_url.rstrip("/") + self.path
         self.constrain = True
+        self._lost = 0  # in a row, over batches too: a batch may be a single item
         self._key = os.environ.get(settings.api_key_env, "")
 
     def complete(self, requests: Sequence[ModelRequest]) -> list[T | Failure]:
         """Answer each request; one that keeps failing becomes a Failure.
 
         Raises:
-            ModelCallError: the endpoint refuses the key or model, or every request of the batch failed on the way.
+            ModelCallError: the endpoint refuses the key or model; or it is down and answered nothing of the batch:
+                it cannot be reached, or a plain request is lost too after several in a row.
         """
         return _run_anywhere(self._complete(requests))
 
@@ -68,37 +71,50 @@ class Endpoint(ABC, Generic[T]):
         """The request as JSON."""
 
     @abstractmethod
-    def read(self, response: "httpx.Response") -> T | Failure:
+    def read(self, request: ModelRequest, response: "httpx.Response") -> T | Failure:
         """The answer in a successful response; raises _PassingError where there is none."""
 
     async def _complete(self, requests: Sequence[ModelRequest]) -> list[T | Failure]:
         import httpx
 
-        slots, answered, lost = asyncio.Semaphore(self.settings.concurrency), 0, 0
+        slots, answered = asyncio.Semaphore(self.settings.concurrency), False
+        down: _PassingError | None = None
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
         async def one(client: httpx.AsyncClient, request: ModelRequest) -> T | _PassingError | Failure:
-            nonlocal answered, lost
+            nonlocal answered, down
             async with slots:
-                if lost >= DOWN_AFTER and not answered:  # no use in letting thousands of items run out of tries
-                    return _PassingError("the endpoint is down")
+                if down and not answered:  # no use in letting thousands of items run out of tries
+                    return down
                 try:
                     answer = await self._retried(client, request)
                 except _PassingError as error:
-                    lost += DOWN_AFTER if error.unreachable else 1
+                    if not answered and await self._is_down(client, error):
+                        down = error
                     return error
-                answered += 1
+                answered, self._lost = True, 0
                 return answer
 
         async with httpx.AsyncClient(headers=headers, timeout=self.settings.timeout_s) as client:
             answers = await asyncio.gather(*(one(client, request) for request in requests))
-        reasons = [str(answer) for answer in answers if isinstance(answer, _PassingError)]
-        if reasons and len(reasons) == len(answers):
+        if down and not answered:
             raise ModelCallError(
-                f"{self.settings.base_url} answered none of {len(reasons)} requests ({reasons[0]}); start the endpoint "
+                f"{self.settings.base_url} answered none of {len(answers)} requests ({down}); start the endpoint "
                 "or set --enrichment.base-url, then run again: finished items are kept."
             )
         return [Failure(str(a)) if isinstance(a, _PassingError) else a for a in answers]
+
+    async def _is_down(self, client: "httpx.AsyncClient", error: _PassingError) -> bool:
+        """After a lost request: whether nobody answers, rather than the model choking on some items."""
+        self._lost += 1
+        if error.unreachable or self._lost < DOWN_AFTER:
+            return error.unreachable
+        self._lost = 0  # so that not every request in flight asks
+        try:
+            await self._retried(client, PLAIN)
+        except _PassingError:
+            return True
+        return False
 
     async def _retried(self, client: "httpx.AsyncClient", request: ModelRequest) -> T | Failure:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
@@ -125,7 +141,7 @@ class Endpoint(ABC, Generic[T]):
         except httpx.TransportError as error:
             raise _PassingError(f"{type(error).__name__}: {error}") from None
         if response.is_success:
-            return self.read(response)
+            return self.read(request, response)
         said = self._excerpt(response.text)
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
             raise _PassingError(f"HTTP {response.status_code}: {said}", _retry_after(response))
@@ -164,8 +180,8 @@ class OpenAIModel(Endpoint[str]):
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         return body
 
-    def read(self, response: "httpx.Response") -> str | Failure:
-        """The message's text; a stated refusal is a failure."""
+    def read(self, request: ModelRequest, response: "httpx.Response") -> str | Failure:
+        """The message's text; a stated refusal is a failure, and so is plain text that was cut off."""
         try:
             choice = response.json()["choices"][0]
             message = choice["message"]
@@ -174,7 +190,10 @@ class OpenAIModel(Endpoint[str]):
             raise _PassingError("the response is no chat completion") from None
         if refusal or choice.get("finish_reason") == "content_filter":
             return Failure(f"refused: {' '.join(str(refusal or 'content filter').split())[:120]!r}")
-        return content if isinstance(content, str) else ""
+        said = content if isinstance(content, str) else ""
+        if said and choice.get("finish_reason") == "length" and not request.schema:  # JSON shows itself whether it ends
+            return Failure(f"cut off after max_tokens ({request.max_tokens})", cut=said)
+        return said
 
 
 class OpenAIEmbedder(Endpoint[NDArray[np.float32]]):
@@ -187,7 +206,7 @@ class OpenAIEmbedder(Endpoint[NDArray[np.float32]]):
         messages = [_turn(message) for message in request.messages]
         return {"model": self.model, "messages": messages, "encoding_format": "float"}
 
-    def read(self, response: "httpx.Response") -> NDArray[np.float32] | Failure:
+    def read(self, request: ModelRequest, response: "httpx.Response") -> NDArray[np.float32] | Failure:  # noqa: ARG002
         """The vector [D], of length 1."""
         try:
             vector = np.asarray(response.json()["data"][0]["embedding"], dtype=np.float32)

@@ -15,6 +15,7 @@ from tessera.enrichment.parsing import (
 )
 from tessera.enrichment.prompts import Kind, Prompt, Rewrite, load_prompt
 from tessera.enrichment.providers.base import Failure, Item, LanguageModel, Message, ModelRequest
+from tessera.errors import ModelCallError
 
 T = TypeVar("T")
 MAX_ECHO = 2000
@@ -74,11 +75,16 @@ def _own(intents: Intents, prompt: Prompt) -> Intents:
 def ask(
     llm: LanguageModel, requests: Sequence[ModelRequest], parsers: Sequence[Callable[[str], T]]
 ) -> list[T | Failure]:
-    """Complete and parse; answers that do not parse are asked for once more with the reason, then become failures."""
+    """Complete and parse; what does not parse or was cut off is asked for once more with the reason, then fails."""
     results, again = _read(llm.complete(requests), parsers)
     if again:
         retries = [_reask(requests[i], answer, error) for i, (answer, error) in again.items()]
-        second, still = _read(llm.complete(retries), [parsers[i] for i in again])
+        answers: list[str | Failure]
+        try:
+            answers = llm.complete(retries)
+        except ModelCallError as error:  # the answers already there are to be recorded; the next batch meets it again
+            answers = [Failure(str(error))] * len(retries)
+        second, still = _read(answers, [parsers[i] for i in again])
         for position, i in enumerate(again):
             outcome = second[position]
             if outcome is None:
@@ -95,7 +101,9 @@ def _read(
     wrong: dict[int, tuple[str, str]] = {}
     for i, (answer, parse) in enumerate(zip(answers, parsers, strict=True)):
         if isinstance(answer, Failure):
-            results.append(answer)
+            results.append(None if answer.cut else answer)
+            if answer.cut:
+                wrong[i] = (answer.cut, f"it was {answer.reason}")
             continue
         try:
             results.append(parse(answer))
