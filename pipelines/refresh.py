@@ -51,14 +51,16 @@ def refresh(
     with dsl.If(found.outputs["Output"] == True, name="items are new"):  # noqa: E712
         asked = {"items": changed, "settings": enrichment_settings, "home": home}
         captions = heavy(caption(catalogue=catalogue, **asked)).outputs["captions"]
-        captions_ok = light(gate_captions(items=changed, captions=captions))
+        gated = {"items": items, "published": published}
+        captions_ok = light(gate_captions(captions=captions, **gated))
         intents = heavy(mine_intents(captions=captions, **asked).after(captions_ok)).outputs["intents"]
         quality = heavy(label_quality(captions=captions, intents=intents, **asked)).outputs["quality"]
         made = {"captions": captions, "intents": intents, "quality": quality}
-        intents_ok = light(gate_intents(items=changed, **made))
+        intents_ok = light(gate_intents(**made, **gated))
         embedding = embed(catalogue=catalogue, captions=captions, intents=intents, **asked).after(intents_ok)
         vectors = heavy(embedding).outputs["embeddings"]
-        vectors_ok = light(gate_embeddings(items=changed, embeddings=vectors, settings=enrichment_settings))
+        gating = gate_embeddings(items=changed, embeddings=vectors, settings=enrichment_settings, part=True)
+        vectors_ok = light(gating)
         appending = append_sids(embeddings=vectors, items=items, published=published, tokenizer=tokenizer)
         sids = light(appending.after(vectors_ok)).outputs["sids"]
         sids_ok = light(gate_sids(items=items, sids=sids, tokenizer=tokenizer))

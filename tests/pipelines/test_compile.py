@@ -333,9 +333,16 @@ def test_a_refresh_enriches_only_what_changed_and_publishes_what_was_gated(folde
     assert "gate-catalogue" in compiled.dag["tasks"]["find-changes"]["dependentTasks"]
     dags = {name: one["dag"]["tasks"] for name, one in compiled.plain["components"].items() if "dag" in one}
     (new,) = (tasks for tasks in dags.values() if "append-sids" in tasks)
-    for step in ("caption", "mine-intents", "label-quality", "embed", "gate-captions", "gate-embeddings"):
-        given = new[step]["inputs"]["artifacts"]["items"]["componentInputArtifact"]
-        assert given.endswith("find-changes-changed"), step
+
+    def given(step: str, table: str) -> str:
+        return str(new[step]["inputs"]["artifacts"][table]["componentInputArtifact"])
+
+    for step in ("caption", "mine-intents", "label-quality", "embed", "gate-embeddings"):
+        assert given(step, "items").endswith("find-changes-changed"), step
+    for step in ("gate-captions", "gate-intents"):  # their limits are shares of the whole catalogue
+        assert given(step, "items").endswith("ingest-items"), step
+        assert given(step, "published").endswith("find-changes-published"), step
+    assert new["gate-embeddings"]["inputs"]["parameters"]["part"]["runtimeValue"]["constant"] is True
     assert "gate-embeddings" in new["append-sids"]["dependentTasks"]
     assert "gate-sids" in new["publish-refresh"]["dependentTasks"]
     assert new["precompute-users"]["dependentTasks"] == ["publish-refresh"]
