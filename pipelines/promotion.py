@@ -35,9 +35,8 @@ def promotion(
     asked = {"settings": evaluation_settings, "home": home}
     fetched = light(fetch_policy(version=version, **asked)).set_caching_options(False)
     splits, served = source.outputs["splits"], {"challenger": fetched.outputs["challenger"], **asked}
-    measuring = evaluate(
-        policy=fetched.outputs["policy"], splits=splits, settings=evaluation_settings, allow_unknown=True
-    )
+    bundle = {name: fetched.outputs[name] for name in ("policy", "sids")}
+    measuring = evaluate(splits=splits, settings=evaluation_settings, allow_unknown=True, **bundle)
     measured = heavy(measuring.after(catalogue_ok))
     decision = heavy(gate_policy(evaluation=measured.outputs["evaluation"], splits=splits, **served))
     decision.set_caching_options(False)

@@ -359,6 +359,7 @@ def test_a_challenger_is_measured_and_gated_before_it_is_promoted(folder: Path) 
     assert tasks["evaluate"]["inputs"]["parameters"]["allow_unknown"]["runtimeValue"]["constant"] is True
 
 
+    assert tasks["evaluate"]["inputs"]["artifacts"]["sids"]["taskOutputArtifact"]["producerTask"] == "fetch-policy"
 def test_kubernetes_takes_the_resources(folder: Path, name: str) -> None:
     made = list(yaml.safe_load_all((folder / "kubernetes" / f"{name}.yaml").read_text(encoding="utf-8")))
     pipeline, version = sorted(made, key=lambda one: len(one["kind"]))
