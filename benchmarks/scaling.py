@@ -68,7 +68,9 @@ def source(folder: Path, items: int) -> None:
 def read_source(folder: Path) -> None:
     """`ingest`: tables, split and the SQL catalogue."""
     settings = Settings(source="parquet", path=folder / "source", catalogue=CATALOGUE)
-    ingest.run(settings, f"sqlite:///{folder / 'catalogue.db'}", folder / "catalogue")
+    out, url = folder / "catalogue", f"sqlite:///{folder / 'catalogue.db'}"
+    ingest.run(settings, url, out)
+    ingest.fill(out, url)
 
 
 def remember(folder: Path) -> None:

@@ -4,10 +4,10 @@ from kfp import dsl
 
 from components.evaluate.component import evaluate
 from components.fetch.component import fetch_policy
-from components.gates.component import gate_catalogue, gate_policy
+from components.gates.component import gate_policy
 from components.ingest.component import ingest
 from components.promote.component import promote
-from pipelines.steps import heavy, light
+from pipelines.steps import gated_catalogue, heavy, light
 
 
 @dsl.pipeline(name="tessera-promotion", description="The challenger becomes champion if it beats it on new purchases")
@@ -31,13 +31,12 @@ def promotion(
     """
     source = light(ingest(settings=ingest_settings, home=home, source_digest=""))
     source.set_caching_options(False)  # the holdout is what was bought last
-    catalogue_ok = light(gate_catalogue(catalogue=source.outputs["catalogue"]))
+    catalogue_ok = gated_catalogue(source.outputs["catalogue"], ingest_settings, home)
     asked = {"settings": evaluation_settings, "home": home}
     fetched = light(fetch_policy(version=version, **asked)).set_caching_options(False)
     splits, served = source.outputs["splits"], {"challenger": fetched.outputs["challenger"], **asked}
-    measuring = evaluate(
-        policy=fetched.outputs["policy"], splits=splits, settings=evaluation_settings, allow_unknown=True
-    )
+    bundle = {name: fetched.outputs[name] for name in ("policy", "sids")}
+    measuring = evaluate(splits=splits, settings=evaluation_settings, allow_unknown=True, **bundle)
     measured = heavy(measuring.after(catalogue_ok))
     decision = heavy(gate_policy(evaluation=measured.outputs["evaluation"], splits=splits, **served))
     decision.set_caching_options(False)

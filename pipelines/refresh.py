@@ -7,13 +7,13 @@ from kfp.dsl import PipelineTask
 
 from components.caption.component import caption
 from components.embed.component import embed
-from components.gates.component import gate_captions, gate_catalogue, gate_embeddings, gate_intents, gate_sids
+from components.gates.component import gate_captions, gate_embeddings, gate_intents, gate_sids
 from components.ingest.component import ingest
 from components.intents.component import mine_intents
 from components.precompute.component import precompute_users
 from components.quality.component import label_quality
 from components.refresh.component import append_sids, find_changes, publish_refresh
-from pipelines.steps import heavy, light
+from pipelines.steps import gated_catalogue, heavy, light
 
 
 def _publish(after: PipelineTask, **given: Any) -> None:
@@ -42,7 +42,7 @@ def refresh(
     source = light(ingest(settings=ingest_settings, home=home, source_digest=""))
     source.set_caching_options(False)  # whether the source has changed is what is asked
     catalogue, items, splits = (source.outputs[name] for name in ("catalogue", "items", "splits"))
-    catalogue_ok = light(gate_catalogue(catalogue=catalogue))
+    catalogue_ok = gated_catalogue(catalogue, ingest_settings, home)
     told = {"settings": platform_settings, "home": home}
     found = light(find_changes(items=items, **told).after(catalogue_ok)).set_caching_options(False)
     changed, published, tokenizer = (found.outputs[name] for name in ("changed", "published", "tokenizer"))
@@ -51,14 +51,16 @@ def refresh(
     with dsl.If(found.outputs["Output"] == True, name="items are new"):  # noqa: E712
         asked = {"items": changed, "settings": enrichment_settings, "home": home}
         captions = heavy(caption(catalogue=catalogue, **asked)).outputs["captions"]
-        captions_ok = light(gate_captions(items=changed, captions=captions))
+        gated = {"items": items, "published": published}
+        captions_ok = light(gate_captions(captions=captions, **gated))
         intents = heavy(mine_intents(captions=captions, **asked).after(captions_ok)).outputs["intents"]
         quality = heavy(label_quality(captions=captions, intents=intents, **asked)).outputs["quality"]
         made = {"captions": captions, "intents": intents, "quality": quality}
-        intents_ok = light(gate_intents(items=changed, **made))
+        intents_ok = light(gate_intents(**made, **gated))
         embedding = embed(catalogue=catalogue, captions=captions, intents=intents, **asked).after(intents_ok)
         vectors = heavy(embedding).outputs["embeddings"]
-        vectors_ok = light(gate_embeddings(items=changed, embeddings=vectors, settings=enrichment_settings))
+        gating = gate_embeddings(items=changed, embeddings=vectors, settings=enrichment_settings, part=True)
+        vectors_ok = light(gating)
         appending = append_sids(embeddings=vectors, items=items, published=published, tokenizer=tokenizer)
         sids = light(appending.after(vectors_ok)).outputs["sids"]
         sids_ok = light(gate_sids(items=items, sids=sids, tokenizer=tokenizer))

@@ -17,7 +17,7 @@ from components.gates.component import (
     gate_intents,
     gate_sids,
 )
-from components.ingest.component import ingest
+from components.ingest.component import fill_catalogue, ingest
 from components.intents.component import mine_intents
 from components.quality.component import label_quality
 from components.relate.component import relate_items
@@ -61,7 +61,7 @@ def enrich(ingest_settings: Any, enrichment_settings: Any, home: Any, source_dig
     """
     source = light(ingest(settings=ingest_settings, home=home, source_digest=source_digest))
     catalogue, items = source.outputs["catalogue"], source.outputs["items"]
-    catalogue_ok = light(gate_catalogue(catalogue=catalogue))
+    catalogue_ok = gated_catalogue(catalogue, ingest_settings, home)
 
     asked = {"items": items, "settings": enrichment_settings, "home": home}
     captioned = fanned_out(caption, shards, catalogue_ok, catalogue=catalogue, **asked)
@@ -97,6 +97,15 @@ def enrich(ingest_settings: Any, enrichment_settings: Any, home: Any, source_dig
         embeddings_ok,
         {name: task.outputs["stats"] for name, task in stats.items()},
     )
+
+
+def gated_catalogue(catalogue: Any, ingest_settings: Any, home: Any) -> PipelineTask:
+    """The gate of what was ingested; what it passes also goes into the SQL catalogue, for which no step waits."""
+    passed = light(gate_catalogue(catalogue=catalogue))
+    filling = fill_catalogue(catalogue=catalogue, settings=ingest_settings, home=home)
+    # A run over another source may have changed the database since: never cached.
+    light(filling.after(passed)).set_caching_options(False)
+    return passed
 
 
 def tokenize(enriched: Enriched, relate_settings: Any, tokenizer_settings: Any, home: Any, work: Any) -> Tokenized:

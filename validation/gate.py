@@ -54,6 +54,7 @@ def run(
     *,
     codebook_size: int | None = None,
     joint: bool = False,
+    part: bool = False,
     thresholds: Thresholds = THRESHOLDS,
 ) -> dict[str, Any]:
     """Hold tables to a suite and write Data Docs.
@@ -64,6 +65,7 @@ def run(
         docs: folder of the results and of the Data Docs site; gates and runs share it.
         codebook_size: codes of a level; makes the gate of SIDs exact where it would otherwise infer the size.
         joint: one model embedded text and photo together (`enrichment.multimodal`), so image vectors must be null.
+        part: the embeddings are some of a catalogue's; of fewer than `shares_from`, what is a share is only reported.
 
     Returns:
         {success, suite, expectations: [{expectation, table, column, severity, success, observed, unexpected_count,
@@ -81,7 +83,8 @@ def run(
     if broken:
         checks = {name: schema(name)[:1] for name in broken}
     else:
-        checks = build(suite, thresholds, codebook_size, joint=joint)
+        few = part and len(data["embeddings"]) < thresholds.shares_from
+        checks = build(suite, thresholds, codebook_size, joint=joint, few=few)
         data = framing.prepare(data)
     docs = Path(docs).resolve()
     with _alone(docs):

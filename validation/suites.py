@@ -22,13 +22,13 @@ TABLES: dict[Suite, tuple[str, ...]] = {
 }
 """The tables each gate reads."""
 
-WARNING = FailureSeverity.WARNING
+CRITICAL, WARNING = FailureSeverity.CRITICAL, FailureSeverity.WARNING
 OK = Column("status") == "ok"
 WITH_PHOTO = Column("image_status") == "ok"
 
 
 def build(
-    suite: Suite, limits: Thresholds, codebook_size: int | None = None, *, joint: bool = False
+    suite: Suite, limits: Thresholds, codebook_size: int | None = None, *, joint: bool = False, few: bool = False
 ) -> dict[str, Checks]:
     """The Expectations of gate `suite`, by table.
 
@@ -36,6 +36,7 @@ def build(
         limits: the thresholds.
         codebook_size: codes of one level, for the range of SIDs; None when it is not known.
         joint: text vectors hold the photos, too, so none has a vector of its own.
+        few: embeddings are too few for a share of them to block.
     """
     if suite == "catalogue":
         return {"items": _items(limits), "interactions": _interactions(), "splits": _splits()}
@@ -45,7 +46,7 @@ def build(
         covered = [_covered("intents"), _covered("quality")]
         return {"items": covered, "intents": _intents(limits), "quality": _quality(limits)}
     if suite == "embeddings":
-        return {"items": [_covered("embeddings")], "embeddings": _embeddings(limits, joint=joint)}
+        return {"items": [_covered("embeddings")], "embeddings": _embeddings(limits, joint=joint, few=few)}
     return {"items": [_covered("sids")], "sids": _sids(limits, codebook_size)}
 
 
@@ -213,10 +214,11 @@ def _quality(limits: Thresholds) -> Checks:
     ]
 
 
-def _embeddings(limits: Thresholds, *, joint: bool) -> Checks:
+def _embeddings(limits: Thresholds, *, joint: bool, few: bool) -> Checks:
+    severity = WARNING if few else CRITICAL
     checks = [*schema("embeddings"), gxe.ExpectColumnValuesToBeUnique(column="item_id"), _known()]
     repeated: dict[str, dict[str, Any]] = {
-        "text": {"mostly": 1 - limits.duplicate_text_share},
+        "text": {"mostly": 1 - limits.duplicate_text_share, "severity": severity},
         "image": {"mostly": 1 - limits.duplicate_image_share_warning, "severity": WARNING},
     }
     for column in ("text", "image"):
@@ -234,8 +236,12 @@ def _embeddings(limits: Thresholds, *, joint: bool) -> Checks:
         ]
     if joint:
         return [*checks, gxe.ExpectColumnValuesToBeNull(column="image")]
-    lost = limits.lost_image_share
-    return [*checks, gxe.ExpectColumnValuesToNotBeNull(column="image", row_condition=WITH_PHOTO, mostly=1 - lost)]
+    return [
+        *checks,
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="image", row_condition=WITH_PHOTO, mostly=1 - limits.lost_image_share, severity=severity
+        ),
+    ]
 
 
 def _sids(limits: Thresholds, codebook_size: int | None) -> Checks:

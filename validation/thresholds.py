@@ -1,7 +1,8 @@
 """Every number a gate compares with, in one place.
 
 A threshold without a suffix blocks the pipeline (severity "critical"); one that ends in `_warning` is only reported.
-Shares are of the rows that a check looks at, between 0 and 1.
+Shares are of the rows that a check looks at, between 0 and 1: a whole catalogue's, in a refresh too, where the
+published rows stand beside those made now (`components/gates/refreshed.py`). Of embeddings it has only the latter.
 """
 
 from dataclasses import dataclass
@@ -79,6 +80,9 @@ class Thresholds:
     """Variants often share a photo, so equal image vectors are only reported."""
     lost_image_share: float = 0.02
     """Items with a usable photo but no image vector."""
+    shares_from: int = 50
+    """Of fewer embeddings in a refresh the two shares above are only reported: three sizes of a new shirt may be all
+    there is, with one text. Vectors are not published, so those of the other items are not there to be counted."""
 
     # --- semantic IDs -----------------------------------------------------------------------------------------------
     codebook_max: int = 65536

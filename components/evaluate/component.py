@@ -15,12 +15,14 @@ def evaluate(
     metrics: Output[Metrics],
     stats: Output[Artifact],
     allow_unknown: bool = False,
+    sids: Input[Dataset] = None,
 ) -> None:
     """Full-ranking metrics on validation and test, beside popularity.
 
     Args:
         settings: JSON of the settings; evaluation is used.
         allow_unknown: the split may be younger than the policy: an item that it has no SID for counts as a miss.
+        sids: a newer SIDs table to measure it over; none, or an empty file, for the bundle's own.
     """
     from pathlib import Path
 
@@ -30,7 +32,8 @@ def evaluate(
 
     chosen = from_json(settings)
     paths = Path(policy.path), Path(splits.path), Path(evaluation.path)
-    report = run_stage("evaluate", stats.path, run, *paths, chosen.evaluation, allow_unknown)
+    newer = Path(sids.path) if sids is not None and Path(sids.path).stat().st_size else None
+    report = run_stage("evaluate", stats.path, run, *paths, chosen.evaluation, allow_unknown, newer)
     for part in ("test", "validation"):
         for name, value in report[part].items():
             metrics.log_metric(f"{part}/{name}", value)

@@ -21,16 +21,25 @@ def gate_catalogue(catalogue: Input[Dataset], docs: Output[HTML], stats: Output[
 
 @dsl.component(base_image=image("publish"), install_kfp_package=False)
 def gate_captions(
-    items: Input[Dataset], captions: Input[Dataset], docs: Output[HTML], stats: Output[Artifact]
+    items: Input[Dataset],
+    captions: Input[Dataset],
+    docs: Output[HTML],
+    stats: Output[Artifact],
+    published: Input[Dataset] = None,
 ) -> None:
-    """Captions: empty, boilerplate, refusing, repeated, too short or too long."""
+    """Captions: empty, boilerplate, refusing, repeated, too short or too long.
+
+    Args:
+        published: in a refresh, the folder with the published tables, whose rows stand beside those made now.
+    """
     from pathlib import Path
 
+    from components.gates.refreshed import run
     from components.stage import run_stage
-    from validation.gate import run
 
     tables = {"items": Path(items.path), "captions": Path(captions.path)}
-    run_stage("gate-captions", stats.path, run, "captions", tables, Path(docs.path))
+    before = Path(published.path) if published is not None else None
+    run_stage("gate-captions", stats.path, run, "captions", tables, Path(docs.path), before)
 
 
 @dsl.component(base_image=image("publish"), install_kfp_package=False)
@@ -41,23 +50,38 @@ def gate_intents(
     quality: Input[Dataset],
     docs: Output[HTML],
     stats: Output[Artifact],
+    published: Input[Dataset] = None,
 ) -> None:
-    """Intents and their labels: shape, count, confidence, vague or ungrounded descriptors, label balance."""
+    """Intents and their labels: shape, count, confidence, vague or ungrounded descriptors, label balance.
+
+    Args:
+        published: as in `gate_captions`.
+    """
     from pathlib import Path
 
+    from components.gates.refreshed import run
     from components.stage import run_stage
-    from validation.gate import run
 
     given = {"items": items, "captions": captions, "intents": intents, "quality": quality}
     tables = {name: Path(artifact.path) for name, artifact in given.items()}
-    run_stage("gate-intents", stats.path, run, "intents", tables, Path(docs.path))
+    before = Path(published.path) if published is not None else None
+    run_stage("gate-intents", stats.path, run, "intents", tables, Path(docs.path), before)
 
 
 @dsl.component(base_image=image("publish"), install_kfp_package=False)
 def gate_embeddings(
-    items: Input[Dataset], embeddings: Input[Dataset], settings: str, docs: Output[HTML], stats: Output[Artifact]
+    items: Input[Dataset],
+    embeddings: Input[Dataset],
+    settings: str,
+    docs: Output[HTML],
+    stats: Output[Artifact],
+    part: bool = False,
 ) -> None:
-    """Embeddings: NaN, norm, width, one for every item."""
+    """Embeddings: NaN, norm, width, one for every item.
+
+    Args:
+        part: they are some of a catalogue's, and may be too few to say anything about shares.
+    """
     from pathlib import Path
 
     from components.stage import run_stage
@@ -66,7 +90,7 @@ def gate_embeddings(
 
     tables = {"items": Path(items.path), "embeddings": Path(embeddings.path)}
     joint = from_json(settings).enrichment.multimodal.provider != "embedded"
-    run_stage("gate-embeddings", stats.path, run, "embeddings", tables, Path(docs.path), joint=joint)
+    run_stage("gate-embeddings", stats.path, run, "embeddings", tables, Path(docs.path), joint=joint, part=part)
 
 
 @dsl.component(base_image=image("publish"), install_kfp_package=False)

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from serving import newer_sids
 from serving.registry import Registry, Version
 from tessera.config import EvaluationSettings, Settings
 from tessera.decoding.recommender import Recommender
@@ -19,8 +20,8 @@ MEASURE = "ndcg@10"
 def decide(version: str, evaluation: Path, splits: Path, settings: Settings, home: str) -> dict[str, Any]:
     """Compare a registered challenger with the champion on the newest holdout, the split's test part.
 
-    Without a champion the bar is popularity. A champion is measured here, now, on this split: items that it has no SID
-    for count as misses.
+    Without a champion the bar is popularity. A champion is measured here, now, on this split, over the SIDs that it
+    serves, those of refreshes included: items that it has no SID for count as misses.
 
     Returns:
         `passed`, `reason` in one sentence, and the measure of `challenger`, `champion` and `popularity`.
@@ -62,7 +63,7 @@ def _champion(registry: Registry) -> Version | None:
 
 
 def _measure(registry: Registry, champion: Version, splits: Path, settings: EvaluationSettings) -> float:
-    recommender = Recommender.load(registry.download(champion.model, champion.version))
+    recommender = Recommender.load(registry.bundle(champion), newer_sids.fetch(registry, champion))
     split = read_split(splits, recommender.item_ids, allow_unknown=True)
     if (split.test_cases()[1] == UNKNOWN).all():
         raise InputError(

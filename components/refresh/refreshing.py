@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.promote.promotion import alone, install
+from components.refresh.merging import merge
 from components.register import features
 from serving.aliases import TOKENIZER
 from serving.registry import Registry
@@ -94,7 +95,8 @@ def publish(
         champion = registry.resolve("champion")
         if champion.version != read_json(published / CHAMPION)["version"]:
             raise ServiceError(f"version {champion.version} was promoted meanwhile; run the refresh again.")
-        tables = _merged(items, splits, published, made, Path(temporary))
+        given = {"items": items, "splits": splits, **made}
+        tables = merge(features.TABLES, given, published, Path(temporary))
         try:
             grown = any(path.parent != published for path in tables.values())
             version = features.renew(registry, champion, tables, settings) if grown else champion
@@ -105,30 +107,6 @@ def publish(
             install(registry, Path(home), settings.platform, registry.resolve(champion.version))
             raise
     return {"champion": champion.version, "policy_version": champion.bundle_version, **done}
-
-
-def _merged(
-    items: Path, splits: Path, published: Path, made: Mapping[str, Path], folder: Path
-) -> dict[str, Path]:
-    """The whole catalogue's tables: of each what was made now, else what was published, of the items of now.
-
-    One that says what it said before is the published file itself, so that a refresh of nothing keeps nothing anew.
-    """
-    now, merged = read_table("items", items)["item_id"], {}
-    for name in features.TABLES:
-        before = read_table(name, published / f"{name}.parquet")
-        if name in ("items", "splits"):
-            table = read_table(name, {"items": items, "splits": splits}[name])
-        else:
-            fresh = read_table(name, made[name]) if name in made else before.schema.empty_table()
-            kept = before.filter(pc.invert(pc.is_in(before["item_id"], value_set=fresh["item_id"])))
-            table = pa.concat_tables([kept, fresh])
-            table = table.filter(pc.is_in(table["item_id"], value_set=now))
-        merged[name] = published / f"{name}.parquet"
-        if not table.equals(before):
-            merged[name] = folder / f"{name}.parquet"
-            write_table(name, table, merged[name])
-    return merged
 
 
 def _unfinished(folder: Path, before: Mapping[str, Any]) -> set[str]:

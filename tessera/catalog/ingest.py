@@ -1,4 +1,4 @@
-"""The ingest stage: a source becomes the catalogue's tables, photos and SQL rows."""
+"""The ingest stage: a source becomes the catalogue's tables and photos, and once these have passed a gate, SQL rows."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,18 +18,19 @@ from tessera.catalog.splits import leave_last_out
 from tessera.config import Settings
 from tessera.errors import InputError
 from tessera.files import replacing
-from tessera.schema import SCHEMAS, write_table
+from tessera.schema import SCHEMAS, read_table, write_table
 
 
 def run(settings: Settings, catalogue_url: str, out: Path) -> dict[str, Any]:
-    """Read the source, filter it, place its photos; write out/{items,interactions,splits}.parquet and the database.
+    """Read the source, filter it, place its photos; write out/{items,interactions,splits}.parquet.
 
-    Safe to repeat: the same source gives the same files and writes no row; a source that is refused leaves everything
-    as it was. The shop also writes out/truth.parquet.
+    Safe to repeat: the same source gives the same files; a source that is refused leaves everything as it was. The
+    database gets its tables here, and the rows from `fill`, once a gate has passed them. The shop also writes
+    out/truth.parquet.
 
     Returns: {"items", "users", "interactions": counts, "images": {image_status: count}, "dropped_...": counts of what
-        the source had and the catalogue has not, "removed_items", "removed_users": what an earlier ingest had,
-        "titles_filled" and "photos_...": what the source was asked for, "truth": path (shop)}.
+        the source had and the catalogue has not, "titles_filled" and "photos_...": what the source was asked for,
+        "truth": path (shop)}.
 
     Raises:
         InputError: the source is missing, unreadable or inconsistent.
@@ -38,10 +39,9 @@ def run(settings: Settings, catalogue_url: str, out: Path) -> dict[str, Any]:
     out = Path(out)
     raw = _read(settings, out)
     items, interactions, dropped = _filtered(raw, settings.catalogue.k_core)
-    catalogue = Catalogue(catalogue_url)
-    catalogue.migrate()  # before any photo is fetched: a database that is not up should say so first
+    Catalogue(catalogue_url).migrate()  # before any photo is fetched: a database that is not up should say so first
     items, fetched = _with_photos(items, raw, settings, out / "images")
-    stats = {**raw.stats, **dropped, **fetched, **catalogue.replace(items, interactions)}
+    stats = {**raw.stats, **dropped, **fetched}
     write_table("items", items, out / "items.parquet")
     write_table("interactions", interactions, out / "interactions.parquet")
     splits = leave_last_out(interactions)
@@ -55,6 +55,20 @@ def run(settings: Settings, catalogue_url: str, out: Path) -> dict[str, Any]:
         "images": dict(sorted(Counter(items["image_status"].to_pylist()).items())),
         **stats,
     }
+
+
+def fill(folder: Path, catalogue_url: str) -> dict[str, int]:
+    """Make the database say what the tables in `folder` say, in one transaction; the same tables write no row.
+
+    Returns: {"removed_items", "removed_users"}: what the database had and the tables no longer have.
+
+    Raises:
+        InputError: a table is missing or unreadable. ServiceError: the database cannot be reached.
+    """
+    items, interactions = (read_table(name, folder / f"{name}.parquet") for name in ("items", "interactions"))
+    catalogue = Catalogue(catalogue_url)
+    catalogue.migrate()
+    return catalogue.replace(items, interactions)
 
 
 def _read(settings: Settings, out: Path) -> RawCatalogue:

@@ -16,7 +16,12 @@ SAMPLES = 12
 
 
 def run(
-    policy: Path, splits: Path, out: Path, settings: EvaluationSettings, allow_unknown: bool = False
+    policy: Path,
+    splits: Path,
+    out: Path,
+    settings: EvaluationSettings,
+    allow_unknown: bool = False,
+    sids: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a policy bundle on a split and write the numbers and some sample answers as JSON.
 
@@ -24,8 +29,9 @@ def run(
 
     Args:
         allow_unknown: the split may have items without a SID, which no answer hits.
+        sids: a newer table of the same tokenizer in place of the bundle's own.
     """
-    recommender = Recommender.load(policy)
+    recommender = Recommender.load(policy, sids)
     split = read_split(splits, recommender.item_ids, allow_unknown=allow_unknown)
     test, rows = measure(recommender, split, "test", settings)
     validation, _ = measure(recommender, split, "validation", settings)

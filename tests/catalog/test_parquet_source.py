@@ -34,8 +34,11 @@ def photo(path: Path) -> Path:
 
 
 def run(source: Path, out: Path, k_core: int = 0) -> dict[str, Any]:
+    """The tables of a source, and as if a gate had passed them, the database."""
     settings = Settings(source="parquet", path=source, catalogue=CatalogueSettings(k_core=k_core))
-    return ingest.run(settings, f"sqlite:///{out}/home/catalogue.db", out)
+    counts = ingest.run(settings, f"sqlite:///{out}/home/catalogue.db", out)
+    ingest.fill(out, f"sqlite:///{out}/home/catalogue.db")
+    return counts
 
 
 def test_fields_in_all_their_forms(tmp_path: Path) -> None:
@@ -229,6 +232,28 @@ def test_bad_input_is_one_sentence_and_leaves_what_was_there(
     assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in out.rglob("*.parquet")} == before
     assert Catalogue(f"sqlite:///{out}/home/catalogue.db").history("1") == ["1"]
+
+
+def test_the_database_says_what_it_said_until_the_tables_have_passed(tmp_path: Path) -> None:
+    """The gate comes between reading and filling."""
+    out, url = tmp_path / "out", f"sqlite:///{tmp_path}/catalogue.db"
+    for name, items, bought in (("first", ITEMS, BOUGHT), ("second", {"item_id": [9], "title": ["Hat"]}, {})):
+        folder_of(tmp_path / name, items, **({"interactions": bought} if bought else {}))
+
+    def read(name: str) -> None:
+        ingest.run(Settings(source="parquet", path=tmp_path / name, catalogue=CatalogueSettings(k_core=0)), url, out)
+
+    catalogue = Catalogue(url)
+    read("first")
+    assert catalogue.items().num_rows == catalogue.interactions().num_rows == 0
+    assert ingest.fill(out, url) == {"removed_items": 0, "removed_users": 0}
+    before = catalogue.items(), catalogue.interactions()
+    assert (before[0].num_rows, before[1].num_rows) == (3, 1)
+    read("second")
+    assert (catalogue.items(), catalogue.interactions()) == before
+    assert ingest.fill(out, url) == {"removed_items": 3, "removed_users": 1}
+    assert catalogue.items()["title"].to_pylist() == ["Hat"]
+    assert catalogue.interactions().num_rows == 0
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:

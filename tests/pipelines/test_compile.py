@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 FEATURE_STORE = Path(feature_repo.__file__).parent / "feature_store_production.yaml"
 
 KINDS = {
-    "enrich": {"ingest", "caption", "mine-intents", "label-quality", "embed", "relate-items"},
+    "enrich": {"ingest", "fill-catalogue", "caption", "mine-intents", "label-quality", "embed", "relate-items"},
     "train": {"fit-tokenizer", "train-policy", "align-policy", "evaluate", "append-sids"},
     "publish": {
         "gate-catalogue", "gate-captions", "gate-intents", "gate-embeddings", "gate-sids", "gate-policy", "register",
@@ -38,18 +38,19 @@ KINDS = {
 KIND_OF = {step: kind for kind, steps in KINDS.items() for step in steps}
 REFRESH = {"find-changes", "append-sids", "publish-refresh", "precompute-users"}
 FANNED_OUT = {"caption", "mine-intents", "label-quality", "embed"}
-ENRICHED = {"ingest", "gate-catalogue", "caption", "gate-captions", "mine-intents", "label-quality", "gate-intents",
+INGESTED = {"ingest", "gate-catalogue", "fill-catalogue"}
+ENRICHED = {*INGESTED, "caption", "gate-captions", "mine-intents", "label-quality", "gate-intents",
             "embed", "gate-embeddings", "gate-sids", "notify"}  # fmt: skip
 STEPS = {
     "training": set(KIND_OF) - REFRESH - {"fetch-policy"},
     "tokenization": ENRICHED | {"relate-items", "fit-tokenizer"},
     "refresh": ENRICHED | REFRESH,
-    "promotion": {"ingest", "gate-catalogue", "fetch-policy", "evaluate", "gate-policy", "promote", "notify"},
+    "promotion": {*INGESTED, "fetch-policy", "evaluate", "gate-policy", "promote", "notify"},
     "precompute": {"precompute-users", "notify"},
 }
-# They read or change what no cache key sees: the source, the registry, the feature store, what serves.
-UNCACHED = {"ingest", "register", "gate-policy", "promote", "notify", "find-changes", "publish-refresh",
-            "precompute-users", "fetch-policy"}  # fmt: skip
+# They read or change what no cache key sees: source, SQL catalogue, registry, feature store, what serves.
+UNCACHED = {"ingest", "fill-catalogue", "register", "gate-policy", "promote", "notify", "find-changes",
+            "publish-refresh", "precompute-users", "fetch-policy"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -291,6 +292,7 @@ def test_the_exit_handler_reports_however_the_run_ends(compiled: Compiled) -> No
     ("gate", "reader"),
     [
         ("gate-catalogue", "caption"),
+        ("gate-catalogue", "fill-catalogue"),
         ("gate-captions", "mine-intents"),
         ("gate-intents", "embed"),
         ("gate-embeddings", "relate-items"),
@@ -333,9 +335,16 @@ def test_a_refresh_enriches_only_what_changed_and_publishes_what_was_gated(folde
     assert "gate-catalogue" in compiled.dag["tasks"]["find-changes"]["dependentTasks"]
     dags = {name: one["dag"]["tasks"] for name, one in compiled.plain["components"].items() if "dag" in one}
     (new,) = (tasks for tasks in dags.values() if "append-sids" in tasks)
-    for step in ("caption", "mine-intents", "label-quality", "embed", "gate-captions", "gate-embeddings"):
-        given = new[step]["inputs"]["artifacts"]["items"]["componentInputArtifact"]
-        assert given.endswith("find-changes-changed"), step
+
+    def given(step: str, table: str) -> str:
+        return str(new[step]["inputs"]["artifacts"][table]["componentInputArtifact"])
+
+    for step in ("caption", "mine-intents", "label-quality", "embed", "gate-embeddings"):
+        assert given(step, "items").endswith("find-changes-changed"), step
+    for step in ("gate-captions", "gate-intents"):  # their limits are shares of the whole catalogue
+        assert given(step, "items").endswith("ingest-items"), step
+        assert given(step, "published").endswith("find-changes-published"), step
+    assert new["gate-embeddings"]["inputs"]["parameters"]["part"]["runtimeValue"]["constant"] is True
     assert "gate-embeddings" in new["append-sids"]["dependentTasks"]
     assert "gate-sids" in new["publish-refresh"]["dependentTasks"]
     assert new["precompute-users"]["dependentTasks"] == ["publish-refresh"]
@@ -350,6 +359,7 @@ def test_a_challenger_is_measured_and_gated_before_it_is_promoted(folder: Path) 
     assert list(compiled.component(tasks[condition]["componentRef"]["name"])["dag"]["tasks"]) == ["promote"]
     assert {"evaluate", "gate-policy", "gate-catalogue"} <= compiled.before(condition)
     assert tasks["evaluate"]["inputs"]["parameters"]["allow_unknown"]["runtimeValue"]["constant"] is True
+    assert tasks["evaluate"]["inputs"]["artifacts"]["sids"]["taskOutputArtifact"]["producerTask"] == "fetch-policy"
 
 
 def test_kubernetes_takes_the_resources(folder: Path, name: str) -> None:

@@ -19,6 +19,7 @@ from pipelines.serve import servers
 from serving.model_repository import releases
 from serving.registry import Registry
 from tessera.bundle import load_manifest
+from tessera.catalog.database import Catalogue
 from tessera.config import PlatformSettings
 from tessera.decoding.recommender import Recommender as Engine
 from tessera.files import read_json, sha256_file
@@ -31,7 +32,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)
 KINDS = ("caption", "intents", "quality", "text_embedding", "image_embedding")
 COUNTED = ("captions", "intents", "quality", "text_embeddings", "image_embeddings", "knowledge_embeddings")
 KS = (1, 5, 10, 20)
-CACHED = 15  # steps but register, gate-policy, promote, and the report, which tells of them
+CACHED = 15  # steps but fill-catalogue, register, gate-policy, promote, and the report, which tells of them
 
 
 def test_metrics_hold_every_number(calm: Any) -> None:
@@ -261,6 +262,7 @@ def test_a_refusal_names_the_rows_and_leaves_what_was_there(
     calm: Any, refused: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the folder and on the platform of a good run; also: a corrupt photo is recorded, and is not fatal."""
+    catalogue = Catalogue(f"sqlite:///{calm.home / 'catalogue.db'}")
 
     def state() -> dict[str, Any]:
         files = ("metrics.json", "report.html", "settings.json", "sids.parquet", "evaluation.json")
@@ -271,9 +273,11 @@ def test_a_refusal_names_the_rows_and_leaves_what_was_there(
             "versions": Registry(calm.home).versions(),
             "item": told(capsys, "lookup", "item", next(iter(calm.sids)), f"--home={calm.home}"),
             "ledger": calm.ledger(),
+            "catalogue": (catalogue.items(), catalogue.interactions()),
         }
 
     before = state()
+    assert before["catalogue"][0] == read_table("items", calm.out / "catalogue" / "items.parquet")
     with pytest.raises(SystemExit) as ended:
         main(["run", "training", "--source=parquet", f"--path={refused}", "--catalogue.k-core=0",
               f"--out={calm.out}", f"--platform.home={calm.home}"])  # fmt: skip

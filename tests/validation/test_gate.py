@@ -96,6 +96,29 @@ def test_warnings_are_listed_but_do_not_block(gate: Gate, rows: Rows, caplog: py
     assert "expect_labels_to_be_balanced" in caplog.text
 
 
+def test_of_few_embeddings_shares_are_reported_and_what_is_wrong_with_one_refuses(gate: Gate, rows: Rows) -> None:
+    few = {"items": rows["items"][:3], "embeddings": rows["embeddings"][:3]}
+    for row in few["embeddings"]:
+        row["text"] = rows["embeddings"][0]["text"]
+    few["embeddings"][1]["image"] = None
+    with pytest.raises(GateError, match=r"embeddings_to_be_distinct[^$]*not_be_null \(embeddings\.image\)"):
+        gate("embeddings", few)
+    warned = [outcome for outcome in gate("embeddings", few, part=True)["expectations"] if not outcome["success"]]
+    assert [(outcome["column"], outcome["severity"]) for outcome in warned] == [
+        ("text", "warning"), ("image", "warning"),
+    ]  # fmt: skip
+    few["embeddings"][2]["text"] = [0.0] * 8
+    with pytest.raises(GateError, match=r"refused the data, 1 of .*\n.*embedding_to_have_unit_norm"):
+        gate("embeddings", few, part=True)
+
+
+def test_of_many_embeddings_of_a_part_shares_refuse(gate: Gate, rows: Rows) -> None:
+    for row in rows["embeddings"]:  # an encoder that says the same of everything
+        row["text"] = rows["embeddings"][0]["text"]
+    with pytest.raises(GateError, match="embeddings_to_be_distinct"):
+        gate("embeddings", rows, part=True)
+
+
 def test_many_moved_sids_are_a_warning(gate: Gate, rows: Rows) -> None:
     for row in rows["sids"][:31]:
         row["moved"] = True
