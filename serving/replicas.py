@@ -19,6 +19,8 @@ from tessera.schema import read_table
 METRICS_ABOVE = 2
 """Triton's metrics are two ports above its HTTP: 8000 and 8002."""
 LONGEST_HISTORY = 8
+LOOK_AHEAD = 3
+"""Ordinals looked at after the first that has no address: replicas start side by side, and one may be pending."""
 TIMEOUT_S = 5.0
 
 Counts = dict[tuple[str, str, str], float]
@@ -147,13 +149,31 @@ def expand(addresses: Sequence[str]) -> list[str]:
 
     Raises:
         InputError: not a URL over HTTP.
+        ServiceError: a replica between others has no address, as one whose pod waits for a node, or none has one.
     """
-    found = []
+    found: list[str] = []
     for address in addresses:
         if urlsplit(address.replace("{}", "0")).scheme != "http" or not urlsplit(address).hostname:
             raise InputError(f"{address!r} is no address of a replica; write http://host:8000, with {{}} for ordinals.")
-        named = map(address.replace, itertools.repeat("{}"), map(str, itertools.count()))
-        found += list(itertools.takewhile(_resolves, named)) if "{}" in address else [address]
+        found += _resolved(address) if "{}" in address else [address]
+    return found
+
+
+def _resolved(address: str) -> list[str]:
+    found: list[str] = []
+    missing: list[str] = []
+    for ordinal in itertools.count():
+        url = address.replace("{}", str(ordinal))
+        if not _resolves(url):
+            missing.append(url)
+            if len(missing) > LOOK_AHEAD:
+                break
+        elif missing:
+            raise ServiceError(f"{missing[0]} does not resolve and {url} does; wait until every replica has started.")
+        else:
+            found.append(url)
+    if not found:
+        raise ServiceError(f"no replica of {address} resolves; check the address, and that replicas have started.")
     return found
 
 

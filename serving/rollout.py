@@ -18,7 +18,7 @@ from serving import journal
 from serving.canary import CANARY, CHAMPION, raise_to
 from serving.probe import ask
 from serving.registry import Registry, Version
-from serving.replicas import Replica, Window, items_of
+from serving.replicas import Replica, Window, expand, items_of
 from tessera.errors import InputError, ServiceError, TesseraError
 
 LOAD_S = 600.0
@@ -69,7 +69,8 @@ def roll_out(
 
     Args:
         version: number or alias.
-        replicas: base URLs in the order of their ordinals, each with a sidecar.
+        replicas: base URLs in the order of their ordinals, each with a sidecar, or as `serving.replicas.expand` takes
+            them. Who has no address yet is no hindrance where nothing is tried.
         watch_s: seconds of each step.
         max_error_rate: by how much the canaries' may exceed that of the others.
         max_latency_ratio: the canaries' to that of the others.
@@ -78,14 +79,15 @@ def roll_out(
         load_s: seconds for a replica to serve what it should.
 
     Raises:
-        InputError: no such version, or no replica. ServiceError: the registry failed, or what `publish` raises; the
-        canary is taken away then.
+        InputError: no such version, or no replica. ServiceError: the registry failed, a replica has no address, or what
+        `publish` raises; the canary is taken away then.
     """
     target, champion = registry.resolve(version), registry.named(CHAMPION).get(CHAMPION)
     number = target.version
     if champion is not None and champion.version == number:
         publish()  # which repairs what is not in place
         return Outcome(number, True, f"version {number} is the champion already.")
+    replicas = expand(replicas) if champion is not None else []
     if champion is not None and not replicas:
         raise InputError("there is no replica of Triton to roll out to; check their addresses.")
     try:

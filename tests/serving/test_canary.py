@@ -1,6 +1,7 @@
 """Who follows a canary, and when it is in trouble; without any server."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from serving.registry import Version
 from serving.replicas import METRICS_ABOVE, Counts, Replica, Window, expand
 from serving.rollout import SURE, Trouble, ending_in_order, judge
 from serving.sync import ordinal_of
-from tessera.errors import InputError
+from tessera.errors import InputError, ServiceError
 
 
 def version(**tags: str) -> Version:
@@ -48,6 +49,28 @@ def test_addresses_of_replicas() -> None:
     for wrong in ("triton:8000", "grpc://triton:8001", "http://"):
         with pytest.raises(InputError, match="is no address of a replica"):
             expand([wrong])
+
+
+@pytest.mark.parametrize(
+    ("there", "trouble"),
+    [
+        ([0, 1, 2], ""),
+        ([0, 2], "replica1:8000 does not resolve and http://replica2:8000 does"),
+        ([1, 2], "replica0:8000 does not resolve"),
+        ([0, 3], "replica1:8000 does not resolve"),  # two are pending
+        ([], "no replica of http://replica{}:8000 resolves"),
+    ],
+)
+def test_replicas_without_an_address_are_not_passed_over(
+    there: list[int], trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [f"http://replica{ordinal}:8000" for ordinal in there]
+    monkeypatch.setattr("serving.replicas._resolves", lambda url: url in urls)
+    if not trouble:
+        assert expand(["http://other:8000", "http://replica{}:8000"]) == ["http://other:8000", *urls]
+        return
+    with pytest.raises(ServiceError, match=re.escape(trouble)):
+        expand(["http://replica{}:8000"])
 
 
 def counts(process: str, requests: float, failed: float = 0.0) -> Counts:
