@@ -69,7 +69,8 @@ def promote(
 def rollback(home: str | Path, platform: PlatformSettings, *, who: str = "", why: str = "") -> dict[str, Any]:
     """The same move backwards: the previous champion again, with its features and tokenizer, on all replicas at once.
 
-    While a challenger is being rolled out, only that is ended: the champion is still the champion.
+    While a challenger is being rolled out, which the alias `canary` says from beginning to end, only that is ended: the
+    champion is still the champion.
 
     Raises:
         InputError: there is no previous version. ServiceError: a server refused, and nothing has changed; or a replica
