@@ -143,7 +143,7 @@ class Follower:
     def _bring(self, registry: Registry, version: Version) -> State:
         try:
             self._install(registry, version)
-        except TesseraError as error:
+        except (TesseraError, OSError) as error:  # the disk may be full
             again = version.version == self._failed
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if again else POLL_S
             self._failed, self._not_before = version.version, time.monotonic() + self._pause_s

@@ -1,5 +1,6 @@
 """A follower in trouble: what cannot be had, a full disk, a Triton that stops answering; without any server."""
 
+import errno
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,3 +65,14 @@ def test_what_triton_answers_with_is_told_although_another_version_cannot_be_had
     monkeypatch.setattr(sync, "assigned", away)
     one.look()
     assert (one.seen.serving, one.seen.registry_up) == (OLD, False)
+
+
+@pytest.mark.usefixtures("triton")
+def test_a_full_disk_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = follower(tmp_path, OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
+    with caplog.at_level("INFO", "tessera.sync"):
+        assert one.look() == "absent"
+    assert one.seen.failures == 1
+    assert "version 2 could not be brought to serve: [Errno 28] No space left on device" in caplog.text
