@@ -34,7 +34,7 @@ from tessera.schema import SCHEMAS, write_table
 from tessera.tokenizer.bundle import Tokenizer
 from tessera.tokenizer.bundle import build as build_tokenizer
 
-ITEMS = [f"item{i}" for i in range(8)]
+ITEMS = [f"item{i}" for i in range(12)]  # the questions of a roll-out ask for ten
 MADE_BY = {"provider": "embedded", "model": "m", "prompt_version": "v1", "status": "ok"}
 
 
@@ -47,7 +47,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(build_tokenizer(settings, 4, 3), settings)
     tokenizer.save(folder / "tokenizer", {"collision_rate_after": 0.0, "utilisation": [0.5]}, "seed 0")
     fixed = {"moved": False, "tokenizer_version": tokenizer.version}
-    sids = [{"item_id": item, "sid": f"{i}_0_0", "codes": [i, 0, 0], **fixed} for i, item in enumerate(ITEMS)]
+    codes = [[i % 8, i // 8, 0] for i in range(len(ITEMS))]
+    sids = [
+        {"item_id": item, "sid": "_".join(map(str, row)), "codes": row, **fixed}
+        for item, row in zip(ITEMS, codes, strict=True)
+    ]
     table = pa.Table.from_pylist(sids, schema=SCHEMAS["sids"])
     for seed in range(2):
         backbone = build(PolicySettings(hidden=16, layers=1, heads=2, text_vocabulary=300), ITEMS, 3, 8, seed)
