@@ -17,6 +17,8 @@ from types import TracebackType
 from feature_repo.store import feast_folder, settings_file
 from tessera.errors import ServiceError
 
+# It is asked on this machine, whatever proxy the environment has for others.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _COMMAND = "from feast.cli.cli import cli; cli()"  # Feast's own command line, whatever is on PATH
 
 
@@ -107,8 +109,8 @@ class FeatureServer:
     def healthy(self, timeout_s: float = 2.0) -> bool:
         """Whether `/health` answers now."""
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=timeout_s) as reply:
-                return reply.status == 200
+            with _DIRECT.open(f"{self.url}/health", timeout=timeout_s) as reply:
+                return bool(reply.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
@@ -150,7 +152,7 @@ class FeatureServer:
         head = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}/get-online-features", json.dumps(asked).encode(), head)
         with contextlib.suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(request, timeout=10.0).close()
+            _DIRECT.open(request, timeout=10.0).close()
 
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.is_file() else []

@@ -169,6 +169,17 @@ class Answerer:
         return {"item_ids": ids, "sids": sids, "scores": scores, **versions}
 
 
+def is_probe(inputs: Mapping[str, np.ndarray]) -> bool:
+    """Whether a request, where it can be parsed, is a health check and nothing more.
+
+    That is a single row that is true, so with no history beside it, and that asks for one item.
+    """
+    probe, k = inputs.get("probe"), inputs.get("k")
+    if probe is None or k is None or not probe.shape == k.shape == (1, 1):
+        return False
+    return bool(probe[0, 0]) and int(k[0, 0]) == 1
+
+
 class _Refused(TesseraError):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)

@@ -33,13 +33,22 @@ def followers(canary: Version) -> int:
     return int(share * replicas + 1e-9)
 
 
-def raise_to(registry: Registry, version: Version, count: int, replicas: int) -> None:
-    """Let the first `count` of `replicas` follow the version.
+def announce(registry: Registry, version: Version) -> None:
+    """Let the version be the canary, instead of any other, with nobody following yet.
 
     Raises:
         InputError: its tokenizer is not registered. ServiceError: the registry does not answer.
     """
-    with speaking_of(registry.url):  # before the alias: a canary without a share is followed by nobody
+    raise_to(registry, version, 0, 1)  # before the alias: an earlier try may have left a share
+    registry.set_canary(version.version)
+
+
+def raise_to(registry: Registry, version: Version, count: int, replicas: int) -> None:
+    """Let the first `count` of `replicas` follow the version while it is the canary, which only `announce` makes it.
+
+    Raises:
+        ServiceError: the registry does not answer.
+    """
+    with speaking_of(registry.url):
         for name, value in ((REPLICAS, str(replicas)), (SHARE, str(count / replicas))):
             registry.client.set_model_version_tag(POLICY, version.version, name, value)
-    registry.set_canary(version.version)

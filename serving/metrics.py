@@ -1,6 +1,7 @@
 """The engine's and the queue's counters on Triton's Prometheus endpoint, beside Triton's own."""
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -10,8 +11,8 @@ from serving.model_config import MODEL
 
 PERIOD_S = 1.0
 
-# Name -> counter of the recommender or the queue, and what it means. As with Triton's own, each release (label
-# "version") counts anew.
+# Name -> counter of the recommender or the queue, and what it means. Each process of a release (labels "version" and
+# "process") counts anew, so readers sum over them.
 COUNTERS: Mapping[str, tuple[str, str]] = {
     "tessera_requests_total": ("requests", "Histories decoded, one for each row of a request that was not refused"),
     "tessera_decodes_total": ("decodes", "Batches decoded"),
@@ -34,7 +35,7 @@ class Counters:
 
     Args:
         triton: Triton's Python backend module.
-        release: its number. Two releases must not share a metric: it would go with the first of them.
+        release: its number.
         statistics: objects that have, together, the attributes that COUNTERS names.
     """
 
@@ -48,7 +49,10 @@ class Counters:
             name: triton.MetricFamily(name=name, description=meaning, kind=triton.MetricFamily.COUNTER)
             for name, (_, meaning) in COUNTERS.items()
         }
-        labels = {"model": MODEL, "version": str(release)}
+        # A release may be loaded again under its number, beside the process that serves it. Triton gives two processes
+        # with the same labels one counter and frees it when the first of them ends, under the hands of the second
+        # (triton-inference-server/server#8663).
+        labels = {"model": MODEL, "version": str(release), "process": str(os.getpid())}
         self._metrics = {name: family.Metric(labels=labels) for name, family in self._families.items()}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_publishing, name="tessera-metrics", daemon=True)

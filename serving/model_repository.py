@@ -10,6 +10,7 @@ release serves; going back to an earlier policy exports it again under the next 
 """
 
 import os
+import py_compile
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -105,14 +106,14 @@ def export(
     existing = releases(repository)
     newest_number = existing[-1] if existing else 0
     if release is None and existing and _answer(repository, newest_number) == Served(manifest.version, index_version):
-        write_text(model / "config.pbtxt", config)
+        _configure(model, config)
         return model / str(newest_number)
     if release is not None and release <= newest_number:
         raise InputError(f"release {release} cannot follow release {newest_number} in {model}; leave the number out.")
     folder = model / str(release or newest_number + 1)
     own = index_version == _own_index(manifest)
     _place(Path(policy_bundle), manifest, folder, None if own or sids is None else Path(sids), index_version)
-    write_text(model / "config.pbtxt", config)
+    _configure(model, config)
     return folder
 
 
@@ -203,6 +204,13 @@ def _answer(repository: str | Path, number: int) -> Served | None:
         return None
 
 
+def _configure(model: Path, config: str) -> None:
+    """Write the configuration if it is another: Triton loads a model anew whose files are newer than what it loaded."""
+    path = model / "config.pbtxt"
+    if not path.is_file() or path.read_bytes() != config.encode():
+        write_text(path, config)
+
+
 def _place(bundle: Path, manifest: Manifest, folder: Path, sids: Path | None, index_version: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".release-", dir=folder.parent))
@@ -214,10 +222,20 @@ def _place(bundle: Path, manifest: Manifest, folder: Path, sids: Path | None, in
         if sids is not None:
             shutil.copy2(sids, staging / f"sids-{index_version}.parquet")  # no bundle: its owner may write it again
         write_text(staging / "model.py", _MODEL_PY)
+        _compile(staging / "model.py", folder / "model.py")
         staging.chmod(0o755)
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _compile(model: Path, later: Path) -> None:
+    """Write the bytecode that Triton's Python, deaf to PYTHONDONTWRITEBYTECODE, would write when it loads the release.
+
+    To Triton that would be a change of the release, which it would load again at the next occasion.
+    """
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(model), dfile=str(later), doraise=True, invalidation_mode=unchecked)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

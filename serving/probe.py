@@ -17,7 +17,8 @@ import httpx
 from serving.model_config import MODEL
 from tessera.errors import ServiceError
 
-LOAD_S = 180.0
+LOAD_S = 600.0
+"""How long a load is waited for; Triton goes on with it."""
 PROBE_S = 5.0
 
 # The whole question: an item of whatever catalogue is served, so that nobody needs to know one.
@@ -28,6 +29,14 @@ _QUESTION = {
         {"name": "include_history", "shape": [1, 1], "datatype": "BOOL", "data": [True]},
     ]
 }
+
+
+class TooSlow(ServiceError):
+    """No answer in time."""
+
+
+class StillLoading(ServiceError):
+    """A load that was not waited for any longer; whether it succeeds is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +69,28 @@ def load(http_url: str) -> None:
     """Make a server with explicit model control load the newest release.
 
     Raises:
+        StillLoading: it is at it for too long.
         ServiceError: it is not up, or refused the release and serves the one before.
     """
-    post(f"{http_url}/v2/repository/models/{MODEL}/load", {}, LOAD_S)
+    try:
+        post(f"{http_url}/v2/repository/models/{MODEL}/load", {}, LOAD_S)
+    except TooSlow:
+        raise StillLoading(
+            f"{http_url} has been loading its newest release for {LOAD_S:.0f} s and goes on; release it again to wait."
+        ) from None
 
 
 def post(url: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     """POST to Triton and return its JSON answer.
 
     Raises:
-        ServiceError: not up, too slow, or refused with Triton's reason.
+        TooSlow: no answer in time.
+        ServiceError: not up, or refused with Triton's reason.
     """
     try:
         response = httpx.post(url, json=body, timeout=timeout_s, trust_env=False)
     except httpx.TimeoutException:
-        raise ServiceError(f"Triton did not answer {url} within {timeout_s:.0f} s; look into its log.") from None
+        raise TooSlow(f"Triton did not answer {url} within {timeout_s:.0f} s; look into its log.") from None
     except httpx.HTTPError as error:
         raise ServiceError(f"no Triton server answers at {url} ({type(error).__name__}); start it.") from None
     if response.is_success:

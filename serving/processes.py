@@ -18,7 +18,7 @@ def children(parent: int) -> list[Child]:
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
-            name, _, rest = status.read_text().partition("(")[2].rpartition(") ")
+            name, _, rest = _read(status).partition("(")[2].rpartition(") ")
         except OSError:  # ended meanwhile
             continue
         state, its_parent = rest.split()[:2]
@@ -29,5 +29,10 @@ def children(parent: int) -> list[Child]:
 
 def siblings() -> list[Child]:
     """Other processes of this one's name that its parent started."""
-    own = Path("/proc/self/comm").read_text().strip()
+    own = _read(Path("/proc/self/comm")).strip()
     return [one for one in children(os.getppid()) if one.name == own and one.pid != os.getpid()]
+
+
+def _read(path: Path) -> str:
+    """A name in it is cut at 15 bytes, which may be amid a character."""
+    return path.read_text(encoding="utf-8", errors="replace")

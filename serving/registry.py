@@ -234,10 +234,13 @@ class Registry:
         """
         self._move(lambda now: replace(now, canary=number))
 
-    def promote(self, reference: str = "challenger") -> Version:
+    def promote(self, reference: str = "challenger", check: Callable[[Aliases], None] = lambda _: None) -> Version:
         """champion becomes previous and the version becomes champion, policy and tokenizer together or not at all.
 
         Promoting the champion again changes nothing. A canary ends with it.
+
+        Args:
+            check: called with the present aliases; what it raises leaves them as they are.
 
         Raises:
             InputError: no such alias or version, or its tokenizer is not registered.
@@ -246,6 +249,7 @@ class Registry:
         number = self.resolve(reference).version
 
         def change(now: Aliases) -> Aliases:
+            check(now)
             return Aliases(
                 challenger=None if now.challenger == number else now.challenger,
                 previous=now.previous if now.champion == number else now.champion,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.model_repository import export, newest, prune, releases, withdraw
-from serving.probe import ask, load
+from serving.probe import StillLoading, ask, load
 from serving.server import http_url_of, running
 from tessera.errors import ServiceError
 
@@ -22,6 +22,7 @@ def release(policy_bundle: str | Path, repository: str | Path, http_url: str | N
 
     Raises:
         BundleError: the bundle or the SIDs cannot be served together.
+        StillLoading: the server is at it for too long; the release stays, and serves once it is loaded.
         ServiceError: the server refused the release; it was withdrawn and the one before keeps serving.
     """
     before = releases(repository)
@@ -65,6 +66,14 @@ def _settle(url: str, repository: str | Path) -> None:
             reload(url, repository)
 
 
+def _serves_another(url: str, repository: str | Path) -> bool:
+    """Whether a server answers with another release than the newest, which it was still loading at an earlier try."""
+    try:
+        return ask(url) != newest(repository).answer
+    except ServiceError:
+        return False
+
+
 def _embedded(repository: str | Path) -> str | None:
     state = running(repository)
     return http_url_of(state) if state else None
@@ -73,8 +82,10 @@ def _embedded(repository: str | Path) -> str | None:
 def _load_or_withdraw(url: str, repository: str | Path, number: int, before: list[int]) -> None:
     try:
         reload(url, repository)
+    except StillLoading:  # what is being loaded needs its files
+        raise
     except ServiceError as error:
-        if number in before:
+        if number in before and not _serves_another(url, repository):
             raise
         withdraw(repository, number)
         _settle(url, repository)  # it may have been loaded all the same, by a start of the server meanwhile

@@ -19,10 +19,12 @@ from tessera.schema import read_table
 METRICS_ABOVE = 2
 """Triton's metrics are two ports above its HTTP: 8000 and 8002."""
 LONGEST_HISTORY = 8
+LOOK_AHEAD = 3
+"""Ordinals looked at after the first that has no address: replicas start side by side, and one may be pending."""
 TIMEOUT_S = 5.0
 
-Counts = dict[tuple[str, str], float]
-"""(name, release) -> value."""
+Counts = dict[tuple[str, str, str], float]
+"""(name, release, process) -> value."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Replica:
         self.problem = ""
         self._answered = self._unanswered = 0
         self._items, self._random = items, random.Random(0)
-        self._before: Counts = {}
-        self._now: Counts = {}
+        self._seen: Counts = {}
+        self._counted: dict[str, float] = {}
 
     def begin(self) -> None:
         """Count from now on.
@@ -79,7 +81,7 @@ class Replica:
         Raises:
             ServiceError: its metrics do not answer, so nothing could be said of it.
         """
-        self._before = self._now = self._counts()
+        self._seen, self._counted = self._counts(), {}
         self._answered, self._unanswered, self.problem = 0, 0, ""
 
     def question(self) -> str:
@@ -97,16 +99,25 @@ class Replica:
     def window(self) -> Window:
         """What it did since `begin`, as far as its metrics tell by now, which are a second behind."""
         with suppress(ServiceError):  # it may be busy, and may be gone: then the questions tell
-            self._now = self._counts()
-        found: dict[str, float] = {}
-        for (name, release), value in self._now.items():
-            found[name] = found.get(name, 0.0) + value - self._before.get((name, release), 0.0)
+            self._count(self._counts())
+        found = self._counted
         errors = sum(found.get(f"tessera_{kind}_total", 0.0) for kind in ("failed", "busy", "late", "invalid_items"))
         return Window(
             max(found.get("tessera_requests_total", 0.0), self._answered), max(errors, self._unanswered),
             found.get("tessera_queue_seconds_total", 0.0), found.get("tessera_decodes_total", 0.0),
             found.get("tessera_decode_seconds_total", 0.0),
         )  # fmt: skip
+
+    def _count(self, now: Counts) -> None:
+        """Add what was counted since the last look.
+
+        A process that is new, or was restarted under the same labels, began at 0; what one that is gone had counted
+        stays.
+        """
+        for key, value in now.items():
+            before = self._seen.get(key, 0.0)
+            self._counted[key[0]] = self._counted.get(key[0], 0.0) + (value if value < before else value - before)
+        self._seen = now
 
     def _counts(self) -> Counts:
         place = urlsplit(self.url)
@@ -116,7 +127,7 @@ class Replica:
         except httpx.HTTPError as error:
             raise ServiceError(f"no metrics of Triton at {url} ({type(error).__name__}); check its ports.") from None
         return {
-            (sample.name, sample.labels.get("version", "")): sample.value
+            (sample.name, sample.labels.get("version", ""), sample.labels.get("process", "")): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
             if sample.name.startswith("tessera_")
@@ -138,13 +149,31 @@ def expand(addresses: Sequence[str]) -> list[str]:
 
     Raises:
         InputError: not a URL over HTTP.
+        ServiceError: a replica between others has no address, as one whose pod waits for a node, or none has one.
     """
-    found = []
+    found: list[str] = []
     for address in addresses:
         if urlsplit(address.replace("{}", "0")).scheme != "http" or not urlsplit(address).hostname:
             raise InputError(f"{address!r} is no address of a replica; write http://host:8000, with {{}} for ordinals.")
-        named = map(address.replace, itertools.repeat("{}"), map(str, itertools.count()))
-        found += list(itertools.takewhile(_resolves, named)) if "{}" in address else [address]
+        found += _resolved(address) if "{}" in address else [address]
+    return found
+
+
+def _resolved(address: str) -> list[str]:
+    found: list[str] = []
+    missing: list[str] = []
+    for ordinal in itertools.count():
+        url = address.replace("{}", str(ordinal))
+        if not _resolves(url):
+            missing.append(url)
+            if len(missing) > LOOK_AHEAD:
+                break
+        elif missing:
+            raise ServiceError(f"{missing[0]} does not resolve and {url} does; wait until every replica has started.")
+        else:
+            found.append(url)
+    if not found:
+        raise ServiceError(f"no replica of {address} resolves; check the address, and that replicas have started.")
     return found
 
 

@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from serving import journal
-from serving.canary import CANARY, CHAMPION, raise_to
+from serving.aliases import Aliases
+from serving.canary import CANARY, CHAMPION, announce, raise_to
 from serving.probe import ask
 from serving.registry import Registry, Version
-from serving.replicas import Replica, Window, items_of
+from serving.replicas import Replica, Window, expand, items_of
 from tessera.errors import InputError, ServiceError, TesseraError
 
 LOAD_S = 600.0
@@ -65,11 +66,12 @@ def roll_out(
     The first of n replicas serves it, then two, up to all; each step is watched. What the canaries' error rate and mean
     latency are held to is what the others show at the same time, and at the last step what they showed before. What a
     roll-out that died has left is taken away first. A first champion is not tried: nothing serves that it could harm.
-    Taking the alias `canary` away by hand ends a roll-out.
+    The alias `canary` names the version from beginning to end, and taking it away by hand ends the roll-out.
 
     Args:
         version: number or alias.
-        replicas: base URLs in the order of their ordinals, each with a sidecar.
+        replicas: base URLs in the order of their ordinals, each with a sidecar, or as `serving.replicas.expand` takes
+            them. Who has no address yet is no hindrance where nothing is tried.
         watch_s: seconds of each step.
         max_error_rate: by how much the canaries' may exceed that of the others.
         max_latency_ratio: the canaries' to that of the others.
@@ -78,22 +80,28 @@ def roll_out(
         load_s: seconds for a replica to serve what it should.
 
     Raises:
-        InputError: no such version, or no replica. ServiceError: the registry failed, or what `publish` raises; the
-        canary is taken away then.
+        InputError: no such version, or no replica. ServiceError: the registry failed, a replica has no address, or what
+        `publish` raises; the canary is taken away then.
     """
     target, champion = registry.resolve(version), registry.named(CHAMPION).get(CHAMPION)
     number = target.version
     if champion is not None and champion.version == number:
         publish()  # which repairs what is not in place
         return Outcome(number, True, f"version {number} is the champion already.")
+    replicas = expand(replicas) if champion is not None else []
     if champion is not None and not replicas:
         raise InputError("there is no replica of Triton to roll out to; check their addresses.")
+
+    def check(now: Aliases) -> None:
+        if champion is not None:
+            _insist(number, now.canary)
+
     try:
         with ending_in_order():
             if champion is not None:
                 _try(_Move(registry, target, champion, replicas, watch_s, max_error_rate, max_latency_ratio, load_s))
             publish()
-            registry.promote(number)
+            registry.promote(number, check)
     except Trouble as trouble:
         outcome = Outcome(number, False, f"version {number} was rolled back: {trouble}")
         _end(registry)
@@ -146,11 +154,11 @@ class _Move:
 
 def _try(move: _Move) -> None:
     """Every share from the first replica to all of them; Trouble where one shows some."""
+    announce(move.registry, move.target)
     new, old = (items_of(move.registry.bundle(one)) for one in (move.target, move.champion))
     canaries = [Replica(url, move.target.bundle_version, new) for url in move.replicas]
     others = [Replica(url, move.champion.bundle_version, old) for url in move.replicas]
-    move.registry.set_canary(None)
-    wait_for(move.replicas, move.champion, move.load_s)
+    wait_for(move.replicas, move.champion, move.load_s, lambda: _still_wanted(move))
     reference = _watch(move, [], others, Window())
     for count, url in enumerate(move.replicas, 1):
         raise_to(move.registry, move.target, count, len(move.replicas))
@@ -178,8 +186,8 @@ def _watch(move: _Move, canaries: list[Replica], others: list[Replica], referenc
             mine = sum(windows[: len(canaries)], Window())
             theirs = sum(windows[len(canaries) :], Window()) if others else reference
             over = time.monotonic() >= end
+            _still_wanted(move)
             if canaries:
-                _still_wanted(move)
                 said = next((one.problem for one in canaries if one.problem), "")
                 judge(mine, theirs, move.max_error_rate, move.max_latency_ratio if over else None, said)
             if over:
@@ -211,8 +219,12 @@ def judge(mine: Window, theirs: Window, error_rate: float, latency_ratio: float 
 def _still_wanted(move: _Move) -> None:
     with suppress(ServiceError):  # a registry that is away for a moment changes nothing
         canary = move.registry.named(CANARY).get(CANARY)
-        if canary is None or canary.version != move.target.version:
-            raise Trouble("the canary was taken away by hand.")
+        _insist(move.target.version, canary and canary.version)
+
+
+def _insist(wanted: str, canary: str | None) -> None:
+    if canary != wanted:
+        raise Trouble("the canary was taken away by hand.")
 
 
 @contextmanager

@@ -97,16 +97,19 @@ class Follower:
             absent: nothing is assigned, or it could not be brought to serve. waiting: it is in the repository, and no
             Triton answers yet. served: Triton answers with it.
         """
+        answered = self._ask()  # first of all: what it answers with is told whatever else can be had
         try:
             registry = self._registry = self._registry or self._open()
             version = assigned(registry, self._ordinal)
         except TesseraError as error:
-            return self._without(f"{error} What is here stays as it is.")
+            self.seen.registry_up = False
+            self._say(f"{error} What is here stays as it is.")
+            return "waiting" if releases(self._repository) else "absent"
         self.seen.registry_up = True
         if version is None:
             self._say("the registry has no champion yet; waiting for one.")
             return "absent"
-        state = self._state(version)
+        state = self._state(version, answered)
         if state == "absent" and not (version.version == self._failed and time.monotonic() < self._not_before):
             state = self._bring(registry, version)
         self.seen.in_place = state == "served"
@@ -114,12 +117,6 @@ class Follower:
             where = "serves" if state == "served" else "is in the repository; no Triton answers yet"
             self._say(f"version {version.version} (policy {version.bundle_version}) {where}.")
         return state
-
-    def _without(self, sentence: str) -> State:
-        self.seen.registry_up = False
-        self._ask()  # whether it is what it should be is not known now; whether it answers is
-        self._say(sentence)
-        return "waiting" if releases(self._repository) else "absent"
 
     def _ask(self) -> Served | None:
         """What Triton answers with, None where it is starting, or in trouble that its own probes see."""
@@ -129,7 +126,7 @@ class Follower:
             self.seen.serving = None
         return self.seen.serving
 
-    def _state(self, version: Version) -> State:
+    def _state(self, version: Version, answered: Served | None) -> State:
         try:
             present = newest(self._repository)
         except (ServiceError, BundleError):
@@ -139,7 +136,6 @@ class Follower:
             return "absent"
         if present.sids is not None if newer is None else present.index_version != newer:
             return "absent"
-        answered = self._ask()
         if answered is None:
             return "waiting"
         return "served" if answered == present.answer else "absent"
@@ -147,7 +143,7 @@ class Follower:
     def _bring(self, registry: Registry, version: Version) -> State:
         try:
             self._install(registry, version)
-        except TesseraError as error:
+        except (TesseraError, OSError) as error:  # the disk may be full
             again = version.version == self._failed
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if again else POLL_S
             self._failed, self._not_before = version.version, time.monotonic() + self._pause_s
@@ -159,7 +155,7 @@ class Follower:
             shutil.rmtree(registry.home / DOWNLOADS, ignore_errors=True)
         self._failed = ""
         self.seen.changes += 1
-        return self._state(version)
+        return self._state(version, self._ask())
 
     def _install(self, registry: Registry, version: Version) -> None:
         sids = newer_sids.fetch(registry, version)

@@ -7,7 +7,7 @@ batches and send each its response.
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as triton  # part of Triton's Python backend, not installable
 
-from serving.answering import Answerer, Arrays, Refusal
+from serving.answering import Answerer, Arrays, Refusal, is_probe
 from serving.background import in_background
 from serving.metrics import Counters
 from serving.model_config import INPUTS
@@ -99,15 +99,15 @@ def _default_workers(threads: int) -> int:
 
 
 def _priority(request: Any) -> int:
-    """From the request's parameter `traffic`; Triton keeps its own, `priority`, to itself."""
-    if triton.get_input_tensor_by_name(request, "probe") is not None:
+    """That of a health check, else from the parameter `traffic`; Triton keeps its own, `priority`, to itself."""
+    if is_probe(_inputs(request, ("probe", "k"))):
         return PROBE
     sent = request.parameters()
     return BATCH if sent and json.loads(sent).get("traffic") == "batch" else INTERACTIVE
 
 
-def _inputs(request: Any) -> dict[str, np.ndarray]:
-    tensors = ((name, triton.get_input_tensor_by_name(request, name)) for name in INPUTS)
+def _inputs(request: Any, names: Iterable[str] = INPUTS) -> dict[str, np.ndarray]:
+    tensors = ((name, triton.get_input_tensor_by_name(request, name)) for name in names)
     return {name: tensor.as_numpy() for name, tensor in tensors if tensor is not None}
 
 

@@ -58,8 +58,7 @@ def promote(
             return
         limits = {"max_error_rate": platform.max_error_rate, "max_latency_ratio": platform.max_latency_ratio}
         outcome = roll_out(
-            registry, target.version, expand(addresses), **limits, watch_s=platform.watch_s, who=who, why=why,
-            publish=bring,
+            registry, target.version, addresses, **limits, watch_s=platform.watch_s, who=who, why=why, publish=bring,
         )  # fmt: skip
         if not outcome.promoted:
             raise ServiceError(outcome.reason)
@@ -70,7 +69,8 @@ def promote(
 def rollback(home: str | Path, platform: PlatformSettings, *, who: str = "", why: str = "") -> dict[str, Any]:
     """The same move backwards: the previous champion again, with its features and tokenizer, on all replicas at once.
 
-    While a challenger is being rolled out, only that is ended: the champion is still the champion.
+    While a challenger is being rolled out, which the alias `canary` says from beginning to end, only that is ended: the
+    champion is still the champion.
 
     Raises:
         InputError: there is no previous version. ServiceError: a server refused, and nothing has changed; or a replica
@@ -88,7 +88,10 @@ def rollback(home: str | Path, platform: PlatformSettings, *, who: str = "", why
         _record(registry, target.version, "again champion", who, why)
 
     done = _move(home, platform, "previous", move)
-    wait_for(expand(_addresses(platform)), registry.resolve("champion"))
+    try:
+        wait_for(expand(_addresses(platform)), registry.resolve("champion"))
+    except ServiceError as error:
+        raise ServiceError(f"version {done['champion']} is champion again, but not on every replica: {error}") from None
     return done
 
 

@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from components.register import registering
 from components.register.features import TABLES
 from feature_repo.store import read_state
 from pipelines import cli
-from serving.canary import raise_to
+from serving import rollout
+from serving.canary import announce, assigned
 from serving.model_repository import newest, releases
 from serving.probe import ask
-from serving.registry import Registry
-from serving.rollout import wait_for
+from serving.registry import Registry, Version
+from serving.replicas import Window
+from serving.rollout import roll_out, wait_for
 from serving.server import TritonServer
 from serving.sync import Follower
 from tessera.config import PlatformSettings, PolicySettings, Settings, TokenizerSettings
@@ -32,7 +34,7 @@ from tessera.schema import SCHEMAS, write_table
 from tessera.tokenizer.bundle import Tokenizer
 from tessera.tokenizer.bundle import build as build_tokenizer
 
-ITEMS = [f"item{i}" for i in range(8)]
+ITEMS = [f"item{i}" for i in range(12)]  # the questions of a roll-out ask for ten
 MADE_BY = {"provider": "embedded", "model": "m", "prompt_version": "v1", "status": "ok"}
 
 
@@ -45,7 +47,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(build_tokenizer(settings, 4, 3), settings)
     tokenizer.save(folder / "tokenizer", {"collision_rate_after": 0.0, "utilisation": [0.5]}, "seed 0")
     fixed = {"moved": False, "tokenizer_version": tokenizer.version}
-    sids = [{"item_id": item, "sid": f"{i}_0_0", "codes": [i, 0, 0], **fixed} for i, item in enumerate(ITEMS)]
+    codes = [[i % 8, i // 8, 0] for i in range(len(ITEMS))]
+    sids = [
+        {"item_id": item, "sid": "_".join(map(str, row)), "codes": row, **fixed}
+        for item, row in zip(ITEMS, codes, strict=True)
+    ]
     table = pa.Table.from_pylist(sids, schema=SCHEMAS["sids"])
     for seed in range(2):
         backbone = build(PolicySettings(hidden=16, layers=1, heads=2, text_vocabulary=300), ITEMS, 3, 8, seed)
@@ -92,6 +98,40 @@ def test_a_first_promotion_that_fails_leaves_no_release_for_the_next_start(
     assert Registry(home).aliases().champion is None
     done = promotion.promote(home, PlatformSettings())
     assert done["policy_version"] == newest(home / "triton" / "models").policy_version
+
+
+@pytest.mark.parametrize("when", ["nobody follows", "one of two follows", "features are published"])
+def test_a_rollback_ends_a_roll_out_and_no_more_from_its_beginning_to_its_end(
+    home: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    register(home, 1)
+    registry, ended = Registry(home), []
+
+    def roll_back(now: str) -> None:
+        if now == when and not ended:
+            ended.append(promotion.rollback(home, PlatformSettings())["canary_ended"])
+
+    def wait(_: object, version: Version, __: float, check: Callable[[], None]) -> None:
+        if version.version == "1":
+            follows = assigned(registry, 0)
+            assert follows is not None
+            assert follows.version == "1"
+            roll_back("nobody follows")
+        check()
+
+    def watch(_: object, canaries: list[Any], *__: object) -> Window:
+        if len(canaries) == 1:
+            roll_back("one of two follows")
+        return Window()
+
+    monkeypatch.setattr(rollout, "wait_for", wait)
+    monkeypatch.setattr(rollout, "_watch", watch)
+    replicas = ["http://first:8000", "http://second:8000"]
+    outcome = roll_out(registry, "2", replicas, publish=lambda: roll_back("features are published"))
+    assert ended == ["2"]
+    assert not outcome.promoted
+    assert "taken away by hand" in outcome.reason
+    assert (registry.aliases().champion, registry.aliases().canary) == ("1", None)
 
 
 def neighbours() -> int:
@@ -161,7 +201,7 @@ def test_a_replica_and_the_features_move_together_and_back(
     promotion.rollback(home, platform, who="bob")
     assert state() == ("1", *[versions["1"]] * 3)
 
-    raise_to(Registry(home), Registry(home).resolve("2"), 1, 1)  # as a promotion does that runs elsewhere
+    announce(Registry(home), Registry(home).resolve("2"))  # as a promotion does that runs elsewhere
     assert promotion.rollback(home, platform)["canary_ended"] == "2"
     assert Registry(home).aliases().champion == "1"
     cli.versions(home)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -29,6 +30,27 @@ def ask(server: FeatureServer, service: str, **entity: str) -> dict:
     reply = httpx.post(f"{server.url}/get-online-features", json=body, timeout=30).raise_for_status().json()
     names = reply["metadata"]["feature_names"]
     return {name: result["values"][0] for name, result in zip(names, reply["results"], strict=True)}
+
+
+def test_a_proxy_for_others_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        healthy = FeatureServer(tmp_path, port=server.server_port).healthy()
+        server.shutdown()
+        thread.join()
+    assert healthy
 
 
 @pytest.fixture

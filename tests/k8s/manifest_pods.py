@@ -39,6 +39,19 @@ def limits_are_at_least_requests(objects: list[Object]) -> list[str]:
     return problems
 
 
+def pods_may_fill_their_volumes(objects: list[Object]) -> list[str]:
+    """The kubelet evicts a pod whose volumes on disk, layers and logs outgrow its containers' limits together."""
+    problems = []
+    for one in pods(objects):
+        limits = [c.get("resources", {}).get("limits", {}) for c in one.spec.get("containers", [])]
+        may = [parse_quantity(str(limit["ephemeral-storage"])) for limit in limits if "ephemeral-storage" in limit]
+        volumes = [volume.get("emptyDir", {}) for volume in one.spec.get("volumes", [])]
+        disks = [volume.get("sizeLimit", 0) for volume in volumes if volume.get("medium") != "Memory"]
+        if may and sum(may) < (wanted := sum(parse_quantity(str(size)) for size in disks)):
+            problems.append(f"{one.name}: its volumes may hold {wanted} bytes, its containers {sum(may)}")
+    return problems
+
+
 def servers_have_probes(objects: list[Object]) -> list[str]:
     """A container that others reach says whether it is ready and alive; the sidecar is judged by its metrics."""
     return [

@@ -123,6 +123,8 @@ FAULTS = [
     Fault(how.limits_are_at_least_requests, FEAST, f"{POD}|containers|0|resources|limits|cpu", "499m"),
     Fault(how.limits_are_at_least_requests, "FeatureStore/tessera",
           "spec|services|onlineStore|server|resources|limits|memory", "900Mi", OPERATOR),
+    Fault(how.pods_may_fill_their_volumes, TRITON, f"{POD}|containers|0|resources|limits|ephemeral-storage", "7Gi"),
+    Fault(how.pods_may_fill_their_volumes, MLFLOW, f"{POD}|volumes|1|emptyDir|sizeLimit", "6Gi"),
     Fault(how.servers_have_probes, MLFLOW, f"{POD}|containers|0|livenessProbe"),
     Fault(how.schedules_parse, "CronJob/postgres-backup", "spec|schedule", "17 25 * * *"),
     Fault(how.schedules_parse, "CronJob/postgres-backup", "spec|schedule", "0 17 2 * * *"),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.answering import MAX_LIST, Answerer, Refusal
+from serving.answering import MAX_LIST, Answerer, Refusal, is_probe
 from tessera.decoding.recommender import Recommender
 from tessera.errors import ServiceError
 
@@ -179,6 +179,22 @@ def test_a_probe_needs_no_item_and_decodes_one(answerer: Answerer, engine: Recom
     probe = {"probe": np.array([[True]]), "k": number(3), "include_history": np.array([[True]])}
     expected = engine.recommend([engine.item_ids[:1]], 3, exclude_history=False)[0]
     assert ids(ask(answerer, [probe])[0])[0] == [one.item_id for one in expected]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "is_one"),
+    [
+        ({"probe": np.array([[True]]), "k": number(1)}, True),
+        ({"probe": np.array([[False]]), "k": number(1)}, False),
+        ({"probe": np.array([[True]]), "k": number(2)}, False),
+        ({"probe": np.array([[True]])}, False),  # ten items
+        ({"probe": np.array([[True], [True]]), "k": np.array([[1], [1]])}, False),
+        ({"probe": np.empty((0, 1), bool), "k": np.empty((0, 1), np.int32)}, False),
+        ({"history": texts("103"), "k": number(1)}, False),
+    ],
+)
+def test_only_a_question_for_one_item_of_nobody_is_a_health_check(inputs: Any, is_one: bool) -> None:
+    assert is_probe(inputs) == is_one
 
 
 def test_the_index_says_its_version(engine: Recommender) -> None:

@@ -1,19 +1,22 @@
 """Who follows a canary, and when it is in trouble; without any server."""
 
 import os
+import re
 import signal
+import threading
 import time
 from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from serving.canary import REPLICAS, SHARE, followers
 from serving.journal import LONGEST, TAG, entries
 from serving.registry import Version
-from serving.replicas import Window, expand
+from serving.replicas import METRICS_ABOVE, Counts, Replica, Window, expand
 from serving.rollout import SURE, Trouble, ending_in_order, judge
 from serving.sync import ordinal_of
-from tessera.errors import InputError
+from tessera.errors import InputError, ServiceError
 
 
 def version(**tags: str) -> Version:
@@ -46,6 +49,76 @@ def test_addresses_of_replicas() -> None:
     for wrong in ("triton:8000", "grpc://triton:8001", "http://"):
         with pytest.raises(InputError, match="is no address of a replica"):
             expand([wrong])
+
+
+@pytest.mark.parametrize(
+    ("there", "trouble"),
+    [
+        ([0, 1, 2], ""),
+        ([0, 2], "replica1:8000 does not resolve and http://replica2:8000 does"),
+        ([1, 2], "replica0:8000 does not resolve"),
+        ([0, 3], "replica1:8000 does not resolve"),  # two are pending
+        ([], "no replica of http://replica{}:8000 resolves"),
+    ],
+)
+def test_replicas_without_an_address_are_not_passed_over(
+    there: list[int], trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [f"http://replica{ordinal}:8000" for ordinal in there]
+    monkeypatch.setattr("serving.replicas._resolves", lambda url: url in urls)
+    if not trouble:
+        assert expand(["http://other:8000", "http://replica{}:8000"]) == ["http://other:8000", *urls]
+        return
+    with pytest.raises(ServiceError, match=re.escape(trouble)):
+        expand(["http://replica{}:8000"])
+
+
+def counts(process: str, requests: float, failed: float = 0.0) -> Counts:
+    names = {"tessera_requests_total": requests, "tessera_failed_total": failed}
+    return {(name, "1", process): value for name, value in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("looks", "requests", "errors"),
+    [
+        ([counts("7", 100, 5), counts("7", 110, 6), counts("7", 130, 8)], 30, 3),
+        ([counts("7", 100, 5), counts("7", 110, 6), counts("7", 4, 1)], 14, 2),  # restarted, with the same number
+        ([counts("7", 100, 5), counts("7", 110, 6), counts("9", 4, 1)], 14, 2),  # restarted, with another
+        ([counts("7", 100, 5), counts("7", 110, 6) | counts("9", 4, 1), counts("9", 9, 1)], 19, 2),  # took over
+        ([counts("7", 100, 5), counts("7", 110, 6), {}], 10, 1),  # gone
+        ([counts("7", 100, 5), counts("7", 110, 6), {}, counts("7", 20, 2)], 30, 3),  # gone, and back from 0
+    ],
+)
+def test_what_a_replica_counted_outlives_its_processes(
+    looks: list[Counts], requests: float, errors: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(looks)
+    monkeypatch.setattr(Replica, "_counts", lambda _: next(answers))
+    replica = Replica("http://replica:8000", "policy", [])
+    replica.begin()
+    seen = [replica.window() for _ in looks[1:]]
+    assert (seen[-1].requests, seen[-1].errors) == (requests, errors)
+
+
+def test_processes_of_one_release_are_told_apart() -> None:
+    text = "".join(f'tessera_requests_total{{model="tessera",version="1",process="{p}"}} {p}\n' for p in (7, 9))
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"# TYPE tessera_requests_total counter\n{text}".encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        replica = Replica(f"http://127.0.0.1:{server.server_port - METRICS_ABOVE}", "policy", [])
+        seen = replica._counts()
+        server.shutdown()
+        thread.join()
+    assert sorted(seen.values()) == [7, 9]
 
 
 def window(requests: int, errors: int, ms: float = 1.0) -> Window:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,25 @@ def processes(server: TritonServer) -> dict[int, int]:
 
 
 def counter(server: TritonServer, name: str) -> float:
+    """Of the newest release, whose predecessors' are gone; of all its processes."""
     version = newest(server.repository).number
-    start = f'{name}{{model="tessera",version="{version}"}} '
-    (line,) = [one for one in httpx.get(server.metrics_url).text.splitlines() if one.startswith(start)]
-    return float(line.split()[-1])
+    lines = httpx.get(server.metrics_url).text.splitlines()
+    values = [one.split()[-1] for one in lines if one.startswith(f"{name}{{") and f'version="{version}"' in one]
+    assert values
+    return sum(map(float, values))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def wait_until_it_counts(server: TritonServer) -> None:
+    """Under traffic."""
+    asked = counter(server, "tessera_requests_total")
+    wait_until(lambda: counter(server, "tessera_requests_total") > asked)
 
 
 @pytest.fixture
@@ -119,17 +134,41 @@ def test_policies_and_indices_swap_under_traffic(
     for served, number, items in traffic.answers:
         assert set(items) == set(lists[served, number])  # in this order but for ties in the last digits
         assert items[:5] == lists[served, number][:5]
-    asked = counter(settled, "tessera_requests_total")  # of the newest release, whose predecessors' are gone
-    ask(settled.http_url)
-    deadline = time.monotonic() + 10
-    while counter(settled, "tessera_requests_total") <= asked:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    with Traffic(settled.http_url):
+        wait_until_it_counts(settled)
     deadline = time.monotonic() + 10  # the processes of the releases before have ended
     while len(now := processes(settled)) > len(before) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert len(now) == len(before)
     assert sum(now.values()) < 1.1 * sum(before.values())
+
+
+def test_a_release_is_loaded_again_only_if_its_configuration_is_another(
+    settled: TritonServer, policies: tuple[Path, Path], models_of: Callable[[int | None], list[int]]
+) -> None:
+    folder = release(policies[1], settled.repository, threads=1, prefix_cache_mb=4)
+    wait_until(lambda: len(models_of(settled.pid)) == 1)
+    first = models_of(settled.pid)
+    assert release(policies[1], settled.repository, threads=1, prefix_cache_mb=4) == folder
+    assert models_of(settled.pid) == first
+    assert release(policies[1], settled.repository, threads=1, prefix_cache_mb=5) == folder
+    wait_until(lambda: len(models_of(settled.pid)) == 1)
+    assert models_of(settled.pid) != first
+
+
+def test_a_release_that_is_loaded_again_and_again_under_its_number_goes_on_counting(
+    settled: TritonServer, policies: tuple[Path, Path], models_of: Callable[[int | None], list[int]]
+) -> None:
+    """A counter that the process before shared with the one that serves would be freed with it."""
+    before, options = settled.pid, {"threads": 1}
+    number = release(policies[0], settled.repository, prefix_cache_mb=4, **options)
+    with Traffic(settled.http_url) as traffic:
+        for size in range(5, 15):
+            assert release(policies[0], settled.repository, prefix_cache_mb=size, **options) == number
+            wait_until(lambda: len(models_of(settled.pid)) == 1)
+            wait_until_it_counts(settled)
+    assert traffic.failures == []
+    assert settled.pid == before
 
 
 def test_new_items_can_be_recommended_from_an_index_that_has_them_until_it_is_taken_back(

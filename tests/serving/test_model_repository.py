@@ -23,6 +23,7 @@ def test_a_release_is_complete_and_the_newest_serves(policies: Pair, tmp_path: P
     assert folder == tmp_path / MODEL / "1"
     assert load_manifest(folder / "policy", "policy").version == first
     assert "TritonPythonModel" in (folder / "model.py").read_text()
+    assert list(folder.glob("__pycache__/model.*.pyc"))  # Triton would take one that comes later for a change
     config = (tmp_path / MODEL / "config.pbtxt").read_text()
     assert 'key: "feature_server" value { string_value: "http://features:6566" }' in config
     assert 'key: "threads" value { string_value: "2" }' in config
@@ -38,9 +39,13 @@ def test_exporting_the_serving_policy_again_adds_no_release_but_renews_the_confi
     policies: Pair, tmp_path: Path
 ) -> None:
     export(policies[0], tmp_path)
+    config = tmp_path / MODEL / "config.pbtxt"
+    written = config.stat().st_mtime_ns, config.stat().st_ino
+    export(policies[0], tmp_path)
+    assert (config.stat().st_mtime_ns, config.stat().st_ino) == written  # a newer file would be loaded again
     assert export(policies[0], tmp_path, feature_server="http://other:1") == tmp_path / MODEL / "1"
     assert releases(tmp_path) == [1]
-    assert "http://other:1" in (tmp_path / MODEL / "config.pbtxt").read_text()
+    assert "http://other:1" in config.read_text()
 
 
 def test_numbers_sort_as_numbers_and_a_given_one_must_be_the_highest(policies: Pair, tmp_path: Path) -> None:

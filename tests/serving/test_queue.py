@@ -5,7 +5,7 @@ import itertools
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -48,12 +48,13 @@ Ask = Callable[..., Awaitable[tuple[str, float]]]
 
 
 @asynccontextmanager
-async def asking(server: TritonServer) -> Any:
+async def asking(server: TritonServer, more: Iterable[Any] = ()) -> Any:
     """Ask for 50 items, which widens the search: (what came back, seconds)."""
     inputs = []
-    for name, datatype, value in (("history", "BYTES", np.array([[b"100"]], object)), ("k", "INT32", np.array([[50]]))):
+    history, k = ("history", "BYTES", np.array([[b"100"]], object)), ("k", "INT32", np.array([[50]], np.int32))
+    for name, datatype, value in (history, k, *more):
         one = InferInput(name, [1, 1], datatype)
-        one.set_data_from_numpy(value if datatype == "BYTES" else value.astype(np.int32))
+        one.set_data_from_numpy(value)
         inputs.append(one)
     client = triton_aio.InferenceServerClient(server.grpc_url)
 
@@ -179,9 +180,10 @@ def test_a_flood_leaves_the_accepted_quick_and_is_forgotten(slow: TritonServer) 
     assert ask_many(slow, [{}])[0][1] < DEADLINE_S
 
 
-def test_a_probe_overtakes_a_crowd(slow: TritonServer) -> None:
+@pytest.mark.parametrize("more", [[], [("probe", "BOOL", np.array([[False]]))]], ids=["plain", "with a probe of false"])
+def test_a_probe_overtakes_a_crowd(slow: TritonServer, more: list[Any]) -> None:
     async def while_busy() -> Counter[str]:
-        async with asking(slow) as ask:
+        async with asking(slow, more) as ask:
             done = asyncio.Event()
 
             async def keep_asking() -> list[str]:

@@ -328,6 +328,7 @@ def test_taking_the_canary_away_by_hand_ends_a_roll_out(shop: Shop, fleet: Fleet
 
 def test_a_good_challenger_ends_as_champion_of_all_without_a_failed_or_mixed_answer(shop: Shop, fleet: Fleet) -> None:
     """What a roll-out that died has left, a canary on one replica, is taken away first."""
+    canary.announce(shop.registry, shop.registry.resolve(ERRING))
     canary.raise_to(shop.registry, shop.registry.resolve(ERRING), 1, 3)
     shop.registry.set_challenger(OTHER)
     seen: list[list[str]] = []
