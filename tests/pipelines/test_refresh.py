@@ -176,7 +176,7 @@ def test_another_catalogue_and_another_encoder_are_refused(
 ) -> None:
     table = read_table("items", _ingested(shop))
     write_table("items", table.slice(0, items), tmp_path / "items.parquet")
-    settings = load_settings(shop.out / "settings.json")
+    settings = load_settings(shop.out / "settings-refresh.json")
     settings = replace(settings, enrichment=replace(settings.enrichment, **changed))
     made = (tmp_path / name for name in ("changed", "published", "tokenizer"))
     with pytest.raises(InputError, match=says):
@@ -188,7 +188,7 @@ def test_a_catalogue_may_grow_beyond_its_double(shop: Shop, tmp_path: Path) -> N
     more = [{**row, "item_id": f"{row['item_id']}-{copy}"} for row in rows for copy in (1, 2)]
     write_table("items", pa.Table.from_pylist(rows + more, SCHEMAS["items"]), tmp_path / "items.parquet")
     made = (tmp_path / name for name in ("changed", "published", "tokenizer"))
-    found = find_changes(tmp_path / "items.parquet", *made, load_settings(shop.out / "settings.json"), str(shop.home))
+    found = find_changes(tmp_path / "items.parquet", *made, load_settings(shop.out / "settings-refresh.json"), str(shop.home))
     assert found["new"] == len(more)
 
 
