@@ -188,7 +188,8 @@ def test_a_catalogue_may_grow_beyond_its_double(shop: Shop, tmp_path: Path) -> N
     more = [{**row, "item_id": f"{row['item_id']}-{copy}"} for row in rows for copy in (1, 2)]
     write_table("items", pa.Table.from_pylist(rows + more, SCHEMAS["items"]), tmp_path / "items.parquet")
     made = (tmp_path / name for name in ("changed", "published", "tokenizer"))
-    found = find_changes(tmp_path / "items.parquet", *made, load_settings(shop.out / "settings-refresh.json"), str(shop.home))
+    settings = load_settings(shop.out / "settings-refresh.json")
+    found = find_changes(tmp_path / "items.parquet", *made, settings, str(shop.home))
     assert found["new"] == len(more)
 
 
