@@ -330,6 +330,7 @@ def test_a_good_challenger_ends_as_champion_of_all_without_a_failed_or_mixed_ans
     """What a roll-out that died has left, a canary on one replica, is taken away first."""
     canary.announce(shop.registry, shop.registry.resolve(ERRING))
     canary.raise_to(shop.registry, shop.registry.resolve(ERRING), 1, 3)
+    wait_until(lambda: fleet.policies()[0] == bundle_of(shop, ERRING))
     shop.registry.set_challenger(OTHER)
     seen: list[list[str]] = []
     with Traffic(fleet) as traffic:
