@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,14 @@ from tessera.errors import InputError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds, remove it if not."""
+def replacing(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds, remove it if not.
+
+    The content reaches the disk before the name does, so that a power cut never leaves an empty file under it.
+
+    Args:
+        mode: permissions of the file; nobody but its owner can read it before it is complete.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -22,16 +29,56 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
+        sync(temporary)
         temporary.replace(target)
+        sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, reach the disk (fsync)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have all files and folders below `folder`, and itself, reach the disk: to be called before it is renamed."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if not path.is_symlink():
+            sync(path)
+    sync(folder)
+
+
+def write_text(path: str | Path, text: str, mode: int = 0o644) -> None:
     """Write `text` as UTF-8, atomically."""
-    with replacing(path) as temporary:
+    with replacing(path, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def new_key(path: str | Path) -> str:
+    """Write a new random key of 256 bits to `path`, readable by its owner alone (0600), and return it."""
+    key = secrets.token_urlsafe(32)
+    write_text(path, key, mode=0o600)
+    return key
+
+
+def read_key(path: str | Path) -> str:
+    """The key that `new_key` wrote.
+
+    Raises:
+        InputError: there is none, or it belongs to another user.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; it is written when the server that it is the key of starts.") from None
+    except PermissionError:
+        raise InputError(f"{path} is the key of another user; run this as the user whose server it is.") from None
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -49,7 +96,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path or run the stage that writes it.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nesting without end
         raise InputError(f"{path} is not readable JSON ({error}); it may be truncated: write it again.") from None
 
 

@@ -17,7 +17,7 @@ import pytest
 from tessera import bundle, config
 from tessera.config import PlatformSettings, Settings, catalogue_url, from_json, load_settings, preset, save_settings
 from tessera.errors import BundleError, InputError
-from tessera.files import read_json, replacing, sha256_file, sha256_of, write_json, write_text
+from tessera.files import new_key, read_json, read_key, replacing, sha256_file, sha256_of, write_json, write_text
 from tessera.schema import SCHEMAS, conform, read_table, write_table
 
 INTERACTIONS = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [5, 6], "position": [0, 1]}
@@ -162,6 +162,24 @@ def test_digests(tmp_path: Path) -> None:
     assert sha256_of("ü") == sha256_of("ü".encode())
     with pytest.raises(InputError, match="does not exist"):
         sha256_file(tmp_path / "absent")
+
+
+def test_keys_are_read_by_their_owner_alone(tmp_path: Path) -> None:
+    """0600 from the first moment on, and another key at every start."""
+    first = new_key(tmp_path / "key")
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    assert read_key(tmp_path / "key") == first
+    assert new_key(tmp_path / "key") != first
+    with pytest.raises(InputError, match="does not exist"):
+        read_key(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000])
+def test_json_beyond_measure_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    """Nesting without end and numbers of thousands of digits are no traceback."""
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(InputError, match="not readable JSON"):
+        read_json(tmp_path / "file.json")
 
 
 # --- bundles ---
