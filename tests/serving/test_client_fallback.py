@@ -22,7 +22,7 @@ from serving.model_repository import export
 from serving.server import TritonServer
 from tessera.decoding.recommender import Recommender as Engine
 from tessera.files import read_key
-from tessera_client import (
+from tessera_rec_client import (
     AsyncFeatures,
     AsyncRecommender,
     Busy,
@@ -33,8 +33,8 @@ from tessera_client import (
     Recommender,
     ServerUnavailable,
 )
-from tessera_client._http import _TRITON, _body, answer_of
-from tessera_client._query import query
+from tessera_rec_client._http import _TRITON, _body, answer_of
+from tessera_rec_client._query import query
 
 pytestmark = pytest.mark.integration
 PROTOCOLS = ("grpc", "http")
