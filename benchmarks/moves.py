@@ -80,6 +80,8 @@ class Stage:
     """Copies of the home from which each move begins."""
     agreed: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
     """What all parts may say together after a move of each kind: what they said before it and after it."""
+    moments: dict[Kind, int] = field(default_factory=dict)
+    """How many there are in a move of each kind."""
 
     @property
     def home(self) -> Path:
@@ -115,7 +117,7 @@ def make(folder: Path, kinds: Sequence[Kind] = KINDS) -> Stage:
     for kind in kinds:
         stage.at(stage.starts[kind])
         before = forked(partial(parts, stage.home))
-        forked(partial(act, stage, kind))
+        stage.moments[kind] = int(forked(partial(_counted, partial(act, stage, kind), stage.home)))
         stage.agreed[kind] = [before, forked(partial(parts, stage.home))]
     return stage
 
@@ -234,12 +236,6 @@ def wrong(stage: Stage, kind: Kind, found: Mapping[str, Any], then: Command) -> 
     nearest = min(differing, key=len)
     before_or_after = stage.agreed[kind][differing.index(nearest)]
     return [f"{name} is {found[name]}, not {before_or_after[name]}" for name in nearest]
-
-
-def moments(stage: Stage, kind: Kind) -> int:
-    """How many there are in a move."""
-    stage.at(stage.starts[kind])
-    return int(forked(partial(_counted, partial(act, stage, kind), stage.home)))
 
 
 def _counted(work: Callable[[], Any], home: Path) -> int:
@@ -361,7 +357,7 @@ def _write(name: str, rows: list[dict[str, Any]], path: Path) -> None:
 
 def cases(stage: Stage, kind: Kind, count: int, seed: int) -> Iterator[tuple[int, Command, int]]:
     """Moments, the command that follows, and where it is killed."""
-    draw, there = random.Random(f"{kind} {seed}"), moments(stage, kind)
+    draw, there = random.Random(f"{kind} {seed}"), stage.moments[kind]
     chosen = sorted(draw.sample(range(1, there + 1), min(count or there, there)))
     for place, moment in enumerate(chosen):
         yield moment, "serve", 0
