@@ -146,6 +146,8 @@ def versions(
 ) -> None:
     """List the registered tokenizers and policies, and who made which of them the champion, when and why.
 
+    A promotion, rollback or refresh that died half way is finished or undone first; one that is under way is named.
+
     Args:
         mlflow_url: MLflow tracking and registry URI; else MLFLOW_TRACKING_URI, else the embedded one.
     """
