@@ -71,7 +71,7 @@ def withdraw(home: Path) -> None:
         ServiceError: a store does not answer; the same call later completes it.
     """
     with publishing(home) as folder:
-        state = read_state(home)
+        state = writer.in_time(home, folder)
         views = {view: writer.written(folder, view, state) for view in VIEWS}
         if any(table.num_rows for table in views.values()):
             none = {view: offline.compare(table, table.schema.empty_table(), "") for view, table in views.items()}
