@@ -9,6 +9,7 @@ from typing import Any
 
 from tessera.errors import TesseraError
 from tessera.files import write_json
+from tessera.secrets import hidden
 
 FAILED = "stage failed: "
 EXIT_CODE = 2
@@ -27,7 +28,7 @@ def run_stage(name: str, stats: str, function: Callable[..., Any], *args: Any, *
             result = function(*args, **kwargs)
     except TesseraError as error:
         # Every line is marked: a gate says several, and a reader must tell them from other output.
-        print("\n".join(f"{FAILED}{line}" for line in str(error).splitlines()), file=sys.stderr, flush=True)
+        print("\n".join(f"{FAILED}{line}" for line in hidden(str(error)).splitlines()), file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     details = result if isinstance(result, dict) else {}
     write_json(stats, {**details, "stage": name, "seconds": round(time.monotonic() - started, 3)})
