@@ -19,8 +19,8 @@ _WORDS = (
 _QUERY = re.compile(rf"(?<=[?&;#,])({_WORDS})=([^&;#,\s]+)", re.IGNORECASE)
 _VARIABLE = re.compile(r"(?:PASSWORD|PASSWD|SECRET|TOKEN|_KEY|CREDENTIALS?)$")
 # A user alone may be a token to a web server; to a database it is none. Databases take a "/" in a password as it is.
-_WEB = re.compile(r"(?<=://)([^/?#\s]+)@")
-_USER = re.compile(r"(?<=://)([^:/@\s]*):([^@\s]+)@")
+_WEB = re.compile(r"(?<=://)([^/?#]+)@")
+_USER = re.compile(r"(?<=://)([^:/@]*):([^@]+)@")
 SHORTEST = 6  # a shorter secret is part of ordinary words
 INSTEAD = {
     "catalogue.url": "give the whole URL in TESSERA_CATALOGUE_URL instead",

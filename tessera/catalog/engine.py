@@ -102,7 +102,7 @@ def plainly(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        where = public(engine.url.render_as_string(hide_password=False))
+        where = hidden(public(engine.url.render_as_string(hide_password=False)))
         reason = hidden(" ".join(str(error.orig).split()))
         raise ServiceError(
             f"the database {where} refused ({reason}); check that it is up and that the URL is right."
