@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from sqlalchemy import URL
 
 from components.stage import run_stage
+from feature_repo.store import connect
 from pipelines.cli import main
 from serving.registry import Registry
 from tessera.catalog.database import Catalogue
 from tessera.config import Settings, from_json, load_settings, to_json
-from tessera.errors import InputError, ServiceError
+from tessera.errors import InputError, ServiceError, TesseraError
 from tessera.secrets import hidden, holds_secret, public
 
 SECRET = "hunter2-hunter3"
@@ -118,6 +119,32 @@ def test_what_a_step_says_has_no_secret_of_the_environment(
     with pytest.raises(SystemExit):
         run_stage("step", str(tmp_path / "stats"), fail)
     assert capsys.readouterr().err == "stage failed: no answer: ***, ***, ***, ***\n"
+
+
+def test_the_traceback_of_a_step_has_none_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("FEAST_OFFLINE_PASSWORD", SECRET)
+
+    def fail(what: str) -> None:
+        raise ValueError(f"cannot read {what}")
+
+    with pytest.raises(SystemExit):
+        run_stage("step", str(tmp_path / "stats"), fail, SECRET)
+    said = capsys.readouterr().err
+    assert said.strip().endswith("ValueError: cannot read ***")
+    assert SECRET not in said
+    with pytest.raises(ValueError, match="the file"):
+        run_stage("step", str(tmp_path / "stats"), fail, "the file")
+
+
+def test_a_wrong_feature_store_is_told_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "features.yaml").write_text("project: 7\nregistry: {path: 'postgresql://me:${FEAST_OFFLINE_PASSWORD}@h'}")
+    monkeypatch.setenv("TESSERA_FEATURE_STORE", str(tmp_path / "features.yaml"))
+    monkeypatch.setenv("FEAST_OFFLINE_PASSWORD", SECRET)
+    with pytest.raises(TesseraError) as caught:
+        connect(tmp_path)
+    assert SECRET not in str(caught.value)
 
 
 def test_ordinary_words_stay(monkeypatch: pytest.MonkeyPatch) -> None:
