@@ -15,8 +15,9 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "publish": PLATFORM,
     "serve": ("tessera", "serving"),
 }
-SUFFIXES = {".py", ".md", ".json", ".yaml", ".j2", ".ini", ".mako"}
-RECIPE = ("requirements.lock", "images/requirements.py", "images/install", "images/metadata.py", "images/tritonserver")
+SUFFIXES = {".py", ".md", ".json", ".yaml", ".j2", ".ini", ".mako", ".lock"}
+LOCKS = ("pip.lock", "requirements.lock", "requirements-cuda.lock", "torch-cpu.lock")
+RECIPE = (*LOCKS, "images/requirements.py", "images/install", "images/metadata.py", "images/tritonserver")
 
 
 @cache

@@ -70,7 +70,7 @@ def packages(lock: Path, imports: list[str], absent: list[str]) -> Iterator[str]
         except Exception as error:
             yield f"{name} cannot be imported: {type(error).__name__}: {error}"
     yield from (f"{name} should not be here" for name in (*absent, *DEVELOPMENT) if find_spec(name))
-    lines = (line.partition(";")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines())
+    lines = (line.partition(";")[0].strip(" \\") for line in lock.read_text(encoding="utf-8").splitlines())
     pinned = {tuple(line.split("==")) for line in lines if "==" in line}
     for one in distributions(path=[path for path in sys.path if path.startswith("/opt/venv")]):
         name, version = one.metadata["Name"].lower().replace("_", "-").replace(".", "-"), one.version.partition("+")[0]
