@@ -246,7 +246,7 @@ def recommend(
         features_url: host:port of the feature server.
         timeout: seconds to wait.
     """
-    from tessera_client import Recommender
+    from tessera_rec_client import Recommender
 
     if not user and not history:
         raise InputError("give --user ID, or --history ID once for each purchase.")
@@ -408,7 +408,7 @@ def _defaults(arguments: list[str]) -> Settings:
 
 def _client_errors() -> tuple[type[Exception], ...]:
     """The thin client's errors, once a command has imported it."""
-    client = sys.modules.get("tessera_client")
+    client = sys.modules.get("tessera_rec_client")
     return (client.TesseraClientError,) if client else ()
 
 

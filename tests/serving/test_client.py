@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tessera_client import (
+from tessera_rec_client import (
     AsyncFeatures,
     AsyncRecommender,
     Busy,

@@ -21,7 +21,7 @@ from feature_repo.server import FeatureServer
 from serving.model_repository import export
 from serving.server import TritonServer
 from tessera.decoding.recommender import Recommender as Engine
-from tessera_client import (
+from tessera_rec_client import (
     AsyncFeatures,
     AsyncRecommender,
     Busy,
@@ -32,8 +32,8 @@ from tessera_client import (
     Recommender,
     ServerUnavailable,
 )
-from tessera_client._http import _TRITON, _body, answer_of
-from tessera_client._query import query
+from tessera_rec_client._http import _TRITON, _body, answer_of
+from tessera_rec_client._query import query
 
 pytestmark = pytest.mark.integration
 PROTOCOLS = ("grpc", "http")

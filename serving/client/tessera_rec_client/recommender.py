@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-from tessera_client._breaker import Breaker
-from tessera_client._conversation import LookUp, conversation
-from tessera_client._http import AsyncHttpTransport, HttpTransport
-from tessera_client._query import Priority, query, seconds
-from tessera_client.errors import InvalidRequest, TesseraClientError
-from tessera_client.features import AsyncFeatures, Features
-from tessera_client.results import Recommendations
+from tessera_rec_client._breaker import Breaker
+from tessera_rec_client._conversation import LookUp, conversation
+from tessera_rec_client._http import AsyncHttpTransport, HttpTransport
+from tessera_rec_client._query import Priority, query, seconds
+from tessera_rec_client.errors import InvalidRequest, TesseraClientError
+from tessera_rec_client.features import AsyncFeatures, Features
+from tessera_rec_client.results import Recommendations
 
 Protocol = Literal["grpc", "http"]
 
@@ -214,6 +214,6 @@ def _transport(protocol: str, *, asynchronous: bool) -> Any:
         return AsyncHttpTransport if asynchronous else HttpTransport
     if protocol != "grpc":
         raise InvalidRequest(f"protocol is {protocol!r}; choose 'grpc' or 'http'.")
-    from tessera_client._grpc import AsyncGrpcTransport, GrpcTransport  # not loaded for HTTP alone
+    from tessera_rec_client._grpc import AsyncGrpcTransport, GrpcTransport  # not loaded for HTTP alone
 
     return AsyncGrpcTransport if asynchronous else GrpcTransport

@@ -1,6 +1,6 @@
 """Thin client of Tessera: recommendations from Triton (HTTP or gRPC), features from Feast's feature server."""
 
-from tessera_client.errors import (
+from tessera_rec_client.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
@@ -9,9 +9,9 @@ from tessera_client.errors import (
     ServerUnavailable,
     TesseraClientError,
 )
-from tessera_client.features import AsyncFeatures, Features
-from tessera_client.recommender import AsyncRecommender, Recommender
-from tessera_client.results import Item, ItemFeatures, Recommendations, SemanticId, TopK, User
+from tessera_rec_client.features import AsyncFeatures, Features
+from tessera_rec_client.recommender import AsyncRecommender, Recommender
+from tessera_rec_client.results import Item, ItemFeatures, Recommendations, SemanticId, TopK, User
 
 __all__ = [
     "AsyncFeatures",

@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 
-from tessera_client._query import MODEL, Query, address, recommendations
-from tessera_client.errors import (
+from tessera_rec_client._query import MODEL, Query, address, recommendations
+from tessera_rec_client.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
@@ -16,7 +16,7 @@ from tessera_client.errors import (
     ServerUnavailable,
     TesseraClientError,
 )
-from tessera_client.results import Recommendations
+from tessera_rec_client.results import Recommendations
 
 Kinds = Mapping[int, type[TesseraClientError]]
 GATEWAY: Kinds = {502: ServerUnavailable, 503: ServerUnavailable, 504: DeadlineExceeded}

@@ -8,9 +8,9 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tessera_client._http import microseconds, refusal
-from tessera_client._query import MODEL, Query, address, recommendations
-from tessera_client.errors import (
+from tessera_rec_client._http import microseconds, refusal
+from tessera_rec_client._query import MODEL, Query, address, recommendations
+from tessera_rec_client.errors import (
     DeadlineExceeded,
     InvalidRequest,
     NotFound,
@@ -18,7 +18,7 @@ from tessera_client.errors import (
     ServerUnavailable,
     TesseraClientError,
 )
-from tessera_client.results import Recommendations
+from tessera_rec_client.results import Recommendations
 
 _KINDS: dict[str, type[TesseraClientError]] = {
     "INVALID_ARGUMENT": InvalidRequest, "NOT_FOUND": NotFound, "UNAVAILABLE": ServerUnavailable,

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import httpx
 
-from tessera_client._http import GATEWAY, answer_of, base_url, speaking
-from tessera_client._query import key, seconds
-from tessera_client.errors import DeadlineExceeded, InvalidRequest, NotFound, ServerError, TesseraClientError
-from tessera_client.results import Item, ItemFeatures, SemanticId, TopK, User
+from tessera_rec_client._http import GATEWAY, answer_of, base_url, speaking
+from tessera_rec_client._query import key, seconds
+from tessera_rec_client.errors import DeadlineExceeded, InvalidRequest, NotFound, ServerError, TesseraClientError
+from tessera_rec_client.results import Item, ItemFeatures, SemanticId, TopK, User
 
 _PATH = "/get-online-features"
 _TIME = "__ts"  # behind a feature's name: when its value was published

@@ -1,0 +1,113 @@
+"""The distribution's Chromium: it opens pages as a reader does, and tells what they ran and whom they asked."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+
+
+@dataclass
+class Visit:
+    """What a page did while it was open."""
+
+    ran: list[str] = field(default_factory=list)
+    """What its scripts reported: arguments of the function `ran`, messages of dialogs, uncaught errors."""
+    requests: list[str] = field(default_factory=list)
+    """Every address it asked for, the page itself left out; `foreign` are those that were refused."""
+    foreign: list[str] = field(default_factory=list)
+    text: str = ""
+    """What a reader sees, and finds in folded parts."""
+    html: str = ""
+    found: Any = None
+    """What the test's own function returned."""
+
+
+class Browser:
+    """One Chromium, in a thread of its own: in the tests' thread, Playwright's loop would bar `asyncio.run`."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "browser")
+        self._thread.submit(self._start).result()
+
+    def visit(self, url: str, act: Callable[[Any], Any] | None = None, others: Sequence[str] = ()) -> Visit:
+        """Open a page in a fresh profile.
+
+        Args:
+            url: http: or file: address. Its own origin is the only one that the page reaches.
+            act: called in the browser's thread with Playwright's page when it is loaded; its result is `found`.
+            others: origins that the page may reach, too, such as "http://127.0.0.1:8000".
+        """
+        return self._thread.submit(self._visit, url, act, {_origin(url), *others}).result()
+
+    def close(self) -> None:
+        self._thread.submit(self._stop).result()
+        self._thread.shutdown()
+
+    def _start(self) -> None:
+        from playwright.sync_api import sync_playwright
+
+        self._playwright = sync_playwright().start()
+        self._browser = self._playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+
+    def _stop(self) -> None:
+        self._browser.close()
+        self._playwright.stop()
+
+    def _visit(self, url: str, act: Callable[[Any], Any] | None, reachable: set[str]) -> Visit:
+        visit = Visit()
+        context = self._browser.new_context()
+
+        def route(route: Any) -> None:
+            asked = route.request.url
+            if asked != url:
+                visit.requests.append(asked)
+            if _origin(asked) in reachable or asked.startswith(("data:", "blob:")):
+                route.continue_()
+            else:
+                visit.foreign.append(asked)
+                route.abort()
+
+        def dialog(shown: Any) -> None:
+            visit.ran.append(f"dialog: {shown.message}")
+            shown.dismiss()
+
+        try:
+            context.route("**/*", route)
+            context.expose_function("ran", lambda *what: visit.ran.append(" ".join(map(str, what))))
+            page = context.new_page()
+            page.on("dialog", dialog)
+            page.on("pageerror", lambda error: visit.ran.append(f"error: {error}"))
+            page.goto(url, wait_until="load")
+            if act is not None:
+                visit.found = act(page)
+            page.wait_for_timeout(50)  # handlers of failed images run after the load
+            visit.text, visit.html = page.locator("body").text_content() or "", page.content()
+        finally:
+            context.close()
+        return visit
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The session's one Chromium, started by the first test that asks for it."""
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    one = Browser()
+    yield one
+    one.close()
