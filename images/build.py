@@ -116,14 +116,14 @@ def settings_of(listed: str) -> dict[str, str]:
 
 
 def local_paths(settings: Mapping[str, str]) -> list[Path]:
-    """Indexes, folders of wheels and certificates that are on this machine."""
+    """Indexes, folders of wheels, certificates and constraints that are on this machine."""
 
     def named(*keys: str) -> list[Path]:
         return [Path(word.removeprefix("file://")) for key in keys for word in settings.get(key, "").split()]
 
     # An index is a folder of pages that link to files beside it.
     indexes = [path.parent for path in named("index-url", "extra-index-url")]
-    found = {*indexes, *named("find-links", "cert", "client-cert")}
+    found = {*indexes, *named("find-links", "cert", "client-cert", "constraint")}
     return sorted(path for path in found if path.is_absolute() and path.exists())
 
 
