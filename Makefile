@@ -7,7 +7,7 @@ TRITON := .venv-triton
 RUN ?= runs/demo
 OVERLAY ?= local
 
-.PHONY: demo test lint images image-test k8s k8s-secrets bench bench-setup lock clean setup help
+.PHONY: demo test lint images push image-test k8s k8s-secrets bench bench-setup lock clean setup help
 
 help:
 	@echo "make setup   the environments alone, as every target makes them"
@@ -15,6 +15,7 @@ help:
 	@echo "make test    set up, run every test"
 	@echo "make lint    ruff, mypy, import-linter, hadolint"
 	@echo "make images  the container images, by docker, podman or buildah"
+	@echo "make push    build them and push them to TESSERA_IMAGE_PREFIX; manifests then name them by digest"
 	@echo "make image-test  build them, and run each confined; then a training run whose steps are containers"
 	@echo "make k8s OVERLAY=local  the manifests of an overlay, with the images of this code, in build/k8s/"
 	@echo "make k8s-secrets  passwords for the overlay local, once"
@@ -59,6 +60,9 @@ lint: $(READY)
 
 images: $(READY)
 	@$(BIN)/python -m images.build
+
+push: $(READY)
+	@$(BIN)/python -m images.build --push
 
 image-test: images
 	@TESSERA_IMAGE_TEST=1 $(BIN)/python -m pytest tests/images

@@ -3,8 +3,8 @@
     python -m pipelines.manifests secrets             # once, for the overlay "local"
     python -m pipelines.manifests render local        # -> build/k8s/local.yaml
 
-As with compiled pipelines, the images' tags are digests of the code: they are known when the tree is rendered, and not
-written down in it.
+As with compiled pipelines, images are named by the registry's digests where `make push` noted them, else by tags, which
+are digests of the code: both are known when the tree is rendered, and not written down in it.
 """
 
 import os
@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 import yaml
 
-from components.images import ROOT, image
+from components.images import ROOT, pinned
 from tessera.errors import InputError, TesseraError
 from tessera.files import write_text
 
@@ -43,13 +43,13 @@ def render(overlay: str, k8s: Path = K8S) -> str:
         raise InputError(f"there is no overlay {overlay!r}; choose one of {known}.")
     with tempfile.TemporaryDirectory(prefix="tessera-k8s-") as given:
         staging = Path(given).resolve()
-        pinned = {
+        wrapped = {
             "resources": [os.path.relpath(folder, staging)],
-            "images": [_pin(image(kind)) for kind in KINDS],
+            "images": [_pin(pinned(kind)) for kind in KINDS],
             "configurations": ["images.yaml"],
         }
         (staging / "images.yaml").write_text(yaml.safe_dump(_IMAGE_FIELDS), encoding="utf-8")
-        (staging / "kustomization.yaml").write_text(yaml.safe_dump(pinned), encoding="utf-8")
+        (staging / "kustomization.yaml").write_text(yaml.safe_dump(wrapped), encoding="utf-8")
         done = subprocess.run([*_kustomize(), str(staging)], capture_output=True, text=True, check=False)
     if done.returncode:
         hint = " Make its Secrets first: `make k8s-secrets`." if "/secrets/" in done.stderr else ""
@@ -151,9 +151,10 @@ def make_secrets(folder: Path = K8S / "overlays" / "local" / "secrets") -> bool:
     return True
 
 
-def _pin(name_and_tag: str) -> dict[str, str]:
-    name, tag = name_and_tag.rsplit(":", 1)
-    return {"name": name.rsplit("/", 1)[-1], "newName": name, "newTag": tag}
+def _pin(image: str) -> dict[str, str]:
+    name, at, digest = image.partition("@")
+    name, _, tag = (name, "", "") if at else name.rpartition(":")
+    return {"name": name.rsplit("/", 1)[-1], "newName": name} | ({"digest": digest} if at else {"newTag": tag})
 
 
 def _kustomize() -> list[str]:
