@@ -44,9 +44,11 @@ def main() -> int:
     packages, accelerators = ROOT / "requirements.lock", ROOT / "requirements-cuda.lock"
     try:
         blocks = _blocks(_compiled(packages, [str(ROOT / "pyproject.toml"), "--all-extras"]))
+        torch = _torch_for_cpus(_version("torch", blocks))
+        blocks = [_with_hashes_of(torch, block) if block.startswith("torch==") else block for block in blocks]
         for path, wanted in ((packages, False), (accelerators, True)):
             write_text(path, "".join(block for block in blocks if bool(FOR_GPUS.match(block)) is wanted))
-        write_text(ROOT / "torch-cpu.lock", _torch_for_cpus(_version("torch", blocks)))
+        write_text(ROOT / "torch-cpu.lock", torch)
         built = f"setuptools=={_version('setuptools', blocks)}"
         for name, wishes in WISHES.items():
             _compiled(ROOT / name, ["-", "--no-deps"], "\n".join(wishes + [built] * (name == "pip.lock")))
@@ -81,6 +83,12 @@ def _torch_for_cpus(version: str) -> str:
     if version not in TORCH:
         raise InputError(f"name the hashes of torch {version}'s wheels for CPUs in images/lock.py.")
     return f"torch=={version}+cpu" + "".join(f" \\\n    --hash=sha256:{one}" for one in TORCH[version]) + "\n"
+
+
+def _with_hashes_of(other: str, block: str) -> str:
+    """A requirement that allows the files of another one too."""
+    more = [line.rstrip(" \\") for line in other.splitlines()[1:] if line.rstrip(" \\") not in block]
+    return " \\\n".join([block.rstrip("\n"), *more]) + "\n"
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def render(overlay: str, k8s: Path = K8S) -> str:
         raise InputError(f"kustomize refused the overlay {overlay!r}: {done.stderr.strip()[-500:]}.{hint}")
     if routes := http_routes(list(yaml.load_all(done.stdout, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))):
         raise InputError(
-            f"{', '.join(routes)} would show strangers the HTTP port of a Triton that 130 bytes of JSON end; route to its "
-            "port grpc, or run the vendor's container."
+            f"{', '.join(routes)} would show strangers the HTTP port of a Triton that 130 bytes of JSON end; route to "
+            "its port grpc, or run the vendor's container."
         )
     return done.stdout
 

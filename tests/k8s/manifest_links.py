@@ -129,7 +129,7 @@ def backends_of_services_exist(objects: list[Object]) -> list[str]:
 
 
 def routes_and_policies_reach_the_gateway(objects: list[Object]) -> list[str]:
-    """Routes name a Gateway that is there, a listener and a host name of it; the gateway's policies what they are for."""
+    """Routes name a Gateway that is there, a listener and a host of it; the gateway's policies name what is there."""
     gateways = {one["metadata"]["name"]: one["spec"]["listeners"] for one in of_kind(objects, "Gateway")}
     problems = []
     for one in of_kind(objects, "GRPCRoute", "HTTPRoute"):

@@ -47,7 +47,7 @@ def schemas(objects: list[Object]) -> list[str]:
 
 
 TRITON, FEAST, MLFLOW = "StatefulSet/triton", "Deployment/feast", "Deployment/mlflow"
-POD = "spec|template|spec"
+ROUTE, POD = "GRPCRoute/recommendations", "spec|template|spec"
 PROD, OPERATOR, BASE = "production", "production-operator", "../base"
 
 FAULTS = [
@@ -63,7 +63,7 @@ FAULTS = [
     Fault(schemas, "PrometheusRule/tessera", "spec|groups|0|rules|0|expression", "up", PROD),
     Fault(schemas, "ExternalSecret/tessera-s3", "spec|secretStoreRef|kind", "Vault", PROD),
     Fault(schemas, "FeatureStore/tessera", "spec|services|onlineStore|persistence|store|type", "reddis", OPERATOR),
-    Fault(schemas, "GRPCRoute/recommendations", "spec|rules|0|matches|0|method|type", "Prefix", PROD),
+    Fault(schemas, ROUTE, "spec|rules|0|matches|0|method|type", "Prefix", PROD),
     Fault(schemas, "SecurityPolicy/recommendations", "spec|jwtt", {}, PROD),
     Fault(schemas, "BackendTrafficPolicy/recommendations", "spec|rateLimit|local|rules|0|limit|unit", "Minutes", PROD),
     Fault(schemas, "FeatureStore/tessera", "apiVersion", "feast.dev/v2", OPERATOR),
@@ -90,9 +90,9 @@ FAULTS = [
     Fault(links.probe_ports_exist, FEAST, f"{POD}|containers|0|readinessProbe|httpGet|port", "https"),
     Fault(links.policy_ports_exist, "NetworkPolicy/feast", "spec|ingress|0|ports|0|port", 6567),
     Fault(links.monitors_reach_services, "ServiceMonitor/triton", "spec|endpoints|0|port", "metric", PROD),
-    Fault(links.backends_of_services_exist, "GRPCRoute/recommendations", "spec|rules|0|backendRefs|0|port", 8004, PROD),
-    Fault(links.routes_and_policies_reach_the_gateway, "GRPCRoute/recommendations", "spec|parentRefs|0|name", "eg", PROD),
-    Fault(links.routes_and_policies_reach_the_gateway, "GRPCRoute/recommendations", "spec|hostnames|0", "x.com", PROD),
+    Fault(links.backends_of_services_exist, ROUTE, "spec|rules|0|backendRefs|0|port", 8004, PROD),
+    Fault(links.routes_and_policies_reach_the_gateway, ROUTE, "spec|parentRefs|0|name", "eg", PROD),
+    Fault(links.routes_and_policies_reach_the_gateway, ROUTE, "spec|hostnames|0", "x.com", PROD),
     Fault(links.routes_and_policies_reach_the_gateway, "SecurityPolicy/recommendations", "spec|targetRefs|0|name", "x",
           PROD),
     Fault(links.backends_of_services_exist, TRITON, "spec|serviceName", "triton-headless"),

@@ -62,7 +62,7 @@ def _is(peer: Pod, given: Object) -> bool:
     return peer.namespace is None and matches(given["podSelector"], peer.labels)
 
 
-HTTP, GRPC, METRICS, SYNC = 8000, 8001, 8002, 8003  # Triton's, and its sidecar's; control calls come in by the first two
+HTTP, GRPC, METRICS, SYNC = 8000, 8001, 8002, 8003  # Triton's, the last its sidecar's; the first two take control calls
 ALLOWED = {
     "a sidecar reads the registry": (TRITON, MLFLOW, 5000),
     "Triton looks histories up": (TRITON, FEAST, 6566),

@@ -91,7 +91,7 @@ def test_local_has_no_way_in(rendered: Rendered) -> None:
 
 @pytest.mark.parametrize("port", [{"name": "http"}, {"number": 8000}, {"name": "metrics"}, {"name": "grpc"}])
 def test_an_ingress_to_the_http_port_of_the_wheels_triton_is_not_rendered(tree: Path, port: Object) -> None:
-    overlay = tree / "overlays" / "mine"
+    overlay = tree / "overlays" / "with-ingress"
     overlay.mkdir(exist_ok=True)
     patch = [{"op": "replace", "path": "/spec/rules/0/http/paths/0/backend/service/port", "value": port}]
     mine = {
@@ -101,12 +101,12 @@ def test_an_ingress_to_the_http_port_of_the_wheels_triton_is_not_rendered(tree: 
     }
     (overlay / "kustomization.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
     if port == {"name": "grpc"}:
-        objects = list(yaml.safe_load_all(manifests.render("mine", tree)))
+        objects = list(yaml.safe_load_all(manifests.render("with-ingress", tree)))
         assert of_kind(objects, "Ingress")
         assert schema_problems(objects, "1.37") == []
         return
     with pytest.raises(InputError, match="Ingress/recommendations would show strangers the HTTP port"):
-        manifests.render("mine", tree)
+        manifests.render("with-ingress", tree)
 
 
 def route(kind: str, port: int) -> Object:
