@@ -14,6 +14,7 @@ from pipelines.console import plain
 from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
+from tessera.secrets import hidden, refuse
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder of the run.")]
 Home = Annotated[
@@ -406,6 +407,16 @@ def _defaults(arguments: list[str]) -> Settings:
     return preset(name)  # type: ignore[arg-type]
 
 
+def _refuse_secrets(arguments: list[str]) -> None:
+    """Before anything reads the command line: what reads it may repeat it in a message."""
+    flag = ""
+    for one in arguments:
+        name, separator, value = one.partition("=")
+        if one.startswith("--"):
+            flag = name.strip("-")
+        refuse(flag, value if one.startswith("--") and separator else one)
+
+
 def _client_errors() -> tuple[type[Exception], ...]:
     """The thin client's errors, once a command has imported it."""
     client = sys.modules.get("tessera_rec_client")
@@ -416,6 +427,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; an expected failure prints one sentence and exits with 2."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
+        _refuse_secrets(given)
         settings = _defaults(given)
         commands = {**COMMANDS, "run": partial(run, settings=settings), "demo": partial(demo, settings=settings)}
         commands |= {name: partial(COMMANDS[name], settings=settings) for name in ("compile", "submit", "bench")}
@@ -426,7 +438,7 @@ def main(arguments: list[str] | None = None) -> None:
             args=given,
         )
     except (TesseraError, *_client_errors()) as error:
-        sys.stderr.write(f"tessera: {error}\n")
+        sys.stderr.write(f"tessera: {hidden(str(error))}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("tessera: interrupted; the same command goes on from here.\n")
