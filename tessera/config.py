@@ -28,6 +28,8 @@ class CatalogueSettings:
     """Drop users and items with fewer interactions, repeatedly; 0 or 1 keeps all. Use 0 for pre-filtered data."""
     download_images: bool = True
     """Fetch photo URLs of an `amazon` source; what is already on disk is not fetched again."""
+    private_addresses: bool = False
+    """Fetch photos also from addresses of private networks, as of your own image server."""
     url: str = ""
     """SQLAlchemy URL of the catalogue; else TESSERA_CATALOGUE_URL, else SQLite in the platform's home.
     PostgreSQL: postgresql+psycopg://..."""

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
+import math
 import os
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from tessera.config import EnrichmentSettings, check_section
 from tessera.enrichment.photos import data_url
 from tessera.enrichment.providers.base import Failure, Message, ModelRequest
 from tessera.errors import InputError, ModelCallError
+from tessera.event_loop import run_to_end
 
 if TYPE_CHECKING:
     import httpx
@@ -64,7 +64,7 @@ class Endpoint(ABC, Generic[T]):
             ModelCallError: the endpoint refuses the key or model; or it is down and answered nothing of the batch:
                 it cannot be reached, or a plain request is lost too after several in a row.
         """
-        return _run_anywhere(self._complete(requests))
+        return run_to_end(self._complete(requests))
 
     @abstractmethod
     def body(self, request: ModelRequest) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class OpenAIModel(Endpoint[str]):
             choice = response.json()["choices"][0]
             message = choice["message"]
             content, refusal = message.get("content"), message.get("refusal")
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _PassingError("the response is no chat completion") from None
         if refusal or choice.get("finish_reason") == "content_filter":
             return Failure(f"refused: {' '.join(str(refusal or 'content filter').split())[:120]!r}")
@@ -209,9 +209,10 @@ class OpenAIEmbedder(Endpoint[NDArray[np.float32]]):
     def read(self, request: ModelRequest, response: "httpx.Response") -> NDArray[np.float32] | Failure:  # noqa: ARG002
         """The vector [D], of length 1."""
         try:
-            vector = np.asarray(response.json()["data"][0]["embedding"], dtype=np.float32)
-            length = float(np.linalg.norm(vector))
-        except (ValueError, LookupError, TypeError):
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+                vector = np.asarray(response.json()["data"][0]["embedding"], dtype=np.float32)
+                length = float(np.linalg.norm(vector))
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):  # numbers of any length, any depth
             raise _PassingError("the response is no list of embeddings") from None
         if vector.ndim != 1 or not np.isfinite(length) or length == 0:
             return Failure("the embedding is empty, zero or not finite")
@@ -227,9 +228,10 @@ def _turn(message: Message) -> dict[str, Any]:
 
 def _retry_after(response: "httpx.Response") -> float | None:
     try:
-        return min(max(float(response.headers["retry-after"]), 0.0), LONGEST_RETRY_AFTER_S)
+        seconds = float(response.headers["retry-after"])
     except (KeyError, ValueError):  # absent, or an HTTP date: back off as usual
         return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)
 
 
 def _wait(state: "RetryCallState") -> float:
@@ -240,13 +242,3 @@ def _wait(state: "RetryCallState") -> float:
     if isinstance(error, _PassingError) and error.after_s is not None:
         return error.after_s
     return wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)(state)
-
-
-def _run_anywhere(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, also where a loop already runs in this thread (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-llm") as pool:
-        return pool.submit(asyncio.run, work).result()
