@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tessera.errors import InputError, ServiceError
+from tessera.proxies import detour
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,7 +83,10 @@ def _probe(url: str) -> None:
 
 def _unreachable(url: str, error: Exception) -> str:
     reason = str(getattr(error, "orig", None) or getattr(error, "reason", None) or error).strip().splitlines()[0]
-    return f"no MLflow registry answers at {public(url)} ({reason}); start it or check the setting platform.mlflow_url."
+    return (
+        f"no MLflow registry answers at {public(url)}{detour(url)} ({reason}); "
+        "start it or check the setting platform.mlflow_url."
+    )
 
 
 def public(url: str) -> str:
@@ -104,7 +108,7 @@ def speaking_of(url: str) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         password = urlsplit(url).password
         reason = reason.replace(password, "***") if password else reason
-        raise ServiceError(f"the MLflow registry at {public(url)} refused or failed: {reason}.") from error
+        raise ServiceError(f"the MLflow registry at {public(url)}{detour(url)} refused or failed: {reason}.") from error
 
 
 def experiment_id(client: "MlflowClient", artifacts: Path | None) -> str:
