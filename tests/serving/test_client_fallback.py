@@ -21,6 +21,7 @@ from feature_repo.server import FeatureServer
 from serving.model_repository import export
 from serving.server import TritonServer
 from tessera.decoding.recommender import Recommender as Engine
+from tessera.files import read_key
 from tessera_rec_client import (
     AsyncFeatures,
     AsyncRecommender,
@@ -266,7 +267,8 @@ def test_a_purchase_makes_the_answer_of_the_cache_stale(features: FeatureServer,
         now = publish.moment(features.home).isoformat()
         frame = {"user_id": ["dan"], "item_ids": [bought], "event_timestamp": [now]}
         body = {"push_source_name": "user_history_push", "df": frame, "to": "online"}
-        assert httpx.post(f"{features.url}/push", json=body, timeout=30).is_success
+        writer = {"Authorization": f"Bearer {read_key(features.key_file)}"}
+        assert httpx.post(f"{features.url}/push", json=body, headers=writer, timeout=30).is_success
         after = client.recommend(user="dan", k=4)
     assert after.stale
     assert after.items == before.items[1:]
