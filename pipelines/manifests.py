@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from components.images import ROOT, image
+from serving.control import VARIABLE
 from tessera.errors import InputError, TesseraError
 from tessera.files import write_text
 
@@ -57,11 +58,16 @@ def render(overlay: str, k8s: Path = K8S) -> str:
 def make_secrets(folder: Path = K8S / "overlays" / "local" / "secrets") -> bool:
     """Write the files that the overlay "local" makes its Secrets of, with new passwords; returns whether it did.
 
-    A folder that is there stays as it is: the databases in the cluster know its passwords. The key of a model endpoint
-    comes from OPENAI_API_KEY.
+    A folder that is there keeps its files: the databases in the cluster know its passwords. Only Triton's key, which no
+    database knows, is added to one that was made before there was a key. The key of a model endpoint comes from
+    OPENAI_API_KEY.
     """
+    triton = f"{VARIABLE}={random.token_urlsafe(32)}\n"
     if folder.exists():
-        return False
+        file = folder / "triton.env"
+        if missing := not file.exists():
+            write_text(file, triton, mode=0o600)
+        return missing
     database, redis, storage, registry = (random.token_urlsafe(24) for _ in range(4))
     url = f"postgresql+psycopg://tessera:{database}@postgres:5432"
     files = {
@@ -93,6 +99,7 @@ def make_secrets(folder: Path = K8S / "overlays" / "local" / "secrets") -> bool:
         for name, entries in files.items():
             lines = "".join(f"{key}={value}\n" for key, value in entries.items())
             (staging / f"{name}.env").write_text(lines, encoding="utf-8")
+        (staging / "triton.env").write_text(triton, encoding="utf-8")
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
