@@ -13,11 +13,11 @@ _INHERITED: list[Any] = []
 
 
 class PerProcess(Generic[T]):
-    """Made on first use, and anew in each process that is forked; may be shared by threads."""
+    """Made at once, and anew on the first use in each process that is forked; may be shared by threads."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make, self._lock = make, threading.Lock()
-        self._made: T | None = None
+        self._made: T | None = make()
         _ALL.add(self)
 
     def get(self) -> T:
@@ -28,7 +28,7 @@ class PerProcess(Generic[T]):
             return self._made
 
     def made(self) -> T | None:
-        """This process's own, if it was used."""
+        """This process's own, if there is one."""
         return self._made
 
     def forget(self) -> None:
