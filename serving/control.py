@@ -14,7 +14,6 @@ from tessera.files import new_key, read_key
 HEADER = "tessera-control-key"
 """Of a request over HTTP; over gRPC Triton wants the name behind `GRPC_PREFIX`."""
 GRPC_PREFIX = "triton-grpc-protocol-"
-HTTP_FLAG, GRPC_FLAG = "--http-restricted-api", "--grpc-restricted-protocol"
 VARIABLE = "TESSERA_CONTROL_KEY"
 FILE = "control.key"
 INTERFACES = ("model-repository", "shared-memory", "trace", "logging", "model-config", "statistics")
@@ -51,7 +50,7 @@ def key_of(repository: str | Path) -> str:
 def flags(key: str) -> list[str]:
     """Arguments of tritonserver that restrict the control plane to requests with this key, over both protocols."""
     restricted = f"{','.join(INTERFACES)}:{HEADER}={key}"
-    return [f"{HTTP_FLAG}={restricted}", f"{GRPC_FLAG}={restricted}"]
+    return [f"--http-restricted-api={restricted}", f"--grpc-restricted-protocol={restricted}"]
 
 
 def _file(repository: str | Path) -> Path:
