@@ -19,6 +19,7 @@ import yaml
 
 from tessera.errors import InputError, ServiceError
 from tessera.files import read_json, sha256_of, write_json
+from tessera.secrets import hidden
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -150,11 +151,13 @@ def connect(home: Path) -> "FeatureStore":
             config = RepoConfig(**_settings(home), repo_path=folder)
             store = FeatureStore(repo_path=str(folder), config=config)
         except Exception as error:
-            raise InputError(f"Feast does not accept {settings_file()}: {error}; correct the file.") from error
+            reason = hidden(str(error))
+            raise InputError(f"Feast does not accept {settings_file()}: {reason}; correct the file.") from error
         try:
             _ = store.registry
         except Exception as error:
-            raise ServiceError(f"Feast's registry of {home} does not open ({error}); is its database up?") from error
+            reason = hidden(str(error))
+            raise ServiceError(f"Feast's registry of {home} does not open ({reason}); is its database up?") from error
     return store
 
 

@@ -15,6 +15,7 @@ from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
 from tessera.proxies import spare_loopback
+from tessera.secrets import hidden, refuse
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder of the run.")]
 Home = Annotated[
@@ -407,6 +408,16 @@ def _defaults(arguments: list[str]) -> Settings:
     return preset(name)  # type: ignore[arg-type]
 
 
+def _refuse_secrets(arguments: list[str]) -> None:
+    """Before anything reads the command line: what reads it may repeat it in a message."""
+    flag = ""
+    for one in arguments:
+        name, separator, value = one.partition("=")
+        if one.startswith("--"):
+            flag = name.strip("-")
+        refuse(flag, value if one.startswith("--") and separator else one)
+
+
 def _client_errors() -> tuple[type[Exception], ...]:
     """The thin client's errors, once a command has imported it."""
     client = sys.modules.get("tessera_rec_client")
@@ -418,6 +429,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     spare_loopback()
     try:
+        _refuse_secrets(given)
         settings = _defaults(given)
         commands = {**COMMANDS, "run": partial(run, settings=settings), "demo": partial(demo, settings=settings)}
         commands |= {name: partial(COMMANDS[name], settings=settings) for name in ("compile", "submit", "bench")}
@@ -428,7 +440,7 @@ def main(arguments: list[str] | None = None) -> None:
             args=given,
         )
     except (TesseraError, *_client_errors()) as error:
-        sys.stderr.write(f"tessera: {error}\n")
+        sys.stderr.write(f"tessera: {hidden(str(error))}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("tessera: interrupted; the same command goes on from here.\n")

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tessera import secrets
 from tessera.errors import InputError, ServiceError
 from tessera.proxies import detour
+from tessera.secrets import hidden, public
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +30,7 @@ def default_url(home: Path) -> str:
     Only a server: MLflow itself writes the databases that a process has opened into that variable.
     """
     named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    secrets.refuse("MLFLOW_TRACKING_URI", named)
     return named if named.startswith("http") else f"sqlite:///{home.resolve() / 'mlflow.db'}"
 
 
@@ -89,14 +92,6 @@ def _unreachable(url: str, error: Exception) -> str:
     )
 
 
-def public(url: str) -> str:
-    """`url` without its password, for messages."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":***@", 1)
-
-
 @contextmanager
 def speaking_of(url: str) -> Iterator[None]:
     """Turn what MLflow raises into a ServiceError of one sentence."""
@@ -106,8 +101,7 @@ def speaking_of(url: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        password = urlsplit(url).password
-        reason = reason.replace(password, "***") if password else reason
+        reason = hidden(reason.replace(url, public(url)))
         raise ServiceError(f"the MLflow registry at {public(url)}{detour(url)} refused or failed: {reason}.") from error
 
 
