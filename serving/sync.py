@@ -132,10 +132,7 @@ class Follower:
             present = newest(self._repository)
         except (ServiceError, BundleError):
             return "absent"
-        newer = newer_sids.index_version(version)
-        if present.policy_version != version.bundle_version:
-            return "absent"
-        if present.sids is not None if newer is None else present.index_version != newer:
+        if not newer_sids.served_by(present, version):
             return "absent"
         if answered is None:
             return "waiting"
