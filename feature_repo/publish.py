@@ -53,7 +53,7 @@ def run(
         state = writer.in_time(home, folder)
         policy = state.policy_version if policy_version is None else policy_version
         now = writer.later_than(state)
-        before = {view: writer.published(folder, view) for view in VIEWS}
+        before = {view: writer.written(folder, view, state) for view in VIEWS}
         changes = {view: offline.compare(before[view], table, version) for view, table in tables.items()}
         histories = writer.histories(folder, offline.stamped(changes["user_history"].rows, now))
         lists = topk.of_known_users(topk.newest(writer.log_of(folder, "user_topk"), version), histories)
@@ -62,6 +62,21 @@ def run(
         after = replace(state, tokenizer_version=version, policy_version=policy)
         report = writer.write(home, folder, changes, after, now)
     return report | {"tokenizer_version": version, "seconds": round(time.monotonic() - started, 3)}
+
+
+def withdraw(home: Path) -> None:
+    """Take back all that was published, a publish that was interrupted included: nothing is served here any more.
+
+    Raises:
+        ServiceError: a store does not answer; the same call later completes it.
+    """
+    with publishing(home) as folder:
+        state = writer.in_time(home, folder)
+        views = {view: writer.written(folder, view, state) for view in VIEWS}
+        if any(table.num_rows for table in views.values()):
+            none = {view: offline.compare(table, table.schema.empty_table(), "") for view, table in views.items()}
+            nobody = replace(state, tokenizer_version="", policy_version="")
+            writer.write(home, folder, none, nobody, writer.later_than(state))
 
 
 def publish_topk(home: Path, table: pa.Table, *, partial: bool = False) -> dict[str, Any]:

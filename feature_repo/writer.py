@@ -169,6 +169,15 @@ def published(folder: Path, view: str) -> pa.Table:
     return offline.read(folder / f"published/{view}.parquet", VIEWS[view])
 
 
+def written(folder: Path, view: str, state: State) -> pa.Table:
+    """What the last publish said of a view, and of keys that an interrupted write has touched since, what it wrote."""
+    said, log = published(folder, view), log_of(folder, view)
+    since = pa.scalar(datetime.fromtimestamp(state.event_timestamp, timezone.utc), UTC)
+    torn = offline.latest(log.filter(pc.greater(log[TIMESTAMP], since))).select(said.column_names)
+    others = said.filter(pc.invert(pc.is_in(said.column(0), value_set=torn.column(0))))
+    return pa.concat_tables([others, torn])
+
+
 def log_of(folder: Path, view: str) -> pa.Table:
     """All rows ever written of a view, with their event timestamps."""
     return offline.read(folder / f"offline/{view}.parquet", VIEWS[view].append(pa.field(TIMESTAMP, UTC)))

@@ -14,6 +14,7 @@ from pipelines.console import plain
 from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
+from tessera.proxies import spare_loopback
 from tessera.secrets import hidden, refuse
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder of the run.")]
@@ -147,13 +148,19 @@ def versions(
 ) -> None:
     """List the registered tokenizers and policies, and who made which of them the champion, when and why.
 
+    A promotion, rollback or refresh that died half way is finished or undone first; one that is under way is named.
+
     Args:
         mlflow_url: MLflow tracking and registry URI; else MLFLOW_TRACKING_URI, else the embedded one.
     """
+    from components.promote import moves
     from serving import journal
     from serving.registry import Registry
 
-    found = Registry(_home(home), mlflow_url).versions()
+    folder = _home(home)
+    if unfinished := moves.glance(folder, mlflow_url):
+        sys.stderr.write(f"tessera: {unfinished}\n")
+    found = Registry(folder, mlflow_url).versions()
     if not found:
         raise InputError("nothing is registered yet; `tessera run training` registers a tokenizer and a policy.")
     plain(f"{'model':<14}{'version':<9}{'bundle':<14}{'tokenizer':<14}{'test NDCG@10':<14}aliases")
@@ -217,7 +224,7 @@ def precompute(
     """
     from components.precompute.precomputing import precompute as start
 
-    done = start(_home(home or platform.home), everyone=everyone, k=k, batch_size=batch_size, chunk=chunk)
+    done = start(_home(home or platform.home), platform, everyone=everyone, k=k, batch_size=batch_size, chunk=chunk)
     plain(
         f"{done['decoded']} of {done['users']} users decoded with policy {done['policy_version']}, "
         f"{done['fresh']} lists were up to date, {done['unknown']} users have bought nothing it knows; "
@@ -426,6 +433,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; an expected failure prints one sentence and exits with 2."""
     given = sys.argv[1:] if arguments is None else arguments
+    spare_loopback()
     try:
         _refuse_secrets(given)
         settings = _defaults(given)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from serving.aliases import POLICY
+from serving.model_repository import Release
 from serving.registry import DOWNLOADS, Registry, Version
 from serving.tracking import speaking_of
 from tessera.errors import BundleError, InputError
@@ -39,12 +40,12 @@ def publish(registry: Registry, version: Version, sids: Path) -> None:
         )
     if version.run_id is None:
         raise InputError(f"version {version.version} of {POLICY} has no run to keep SIDs with; register it again.")
-    folder = f"{TAG}/{sha256_file(sids)[:12]}"
-    if version.tags.get(TAG) == f"{folder}/{sids.name}":
+    tag = tag_of(sids)
+    if version.tags.get(TAG) == tag:
         return
     with speaking_of(registry.url):  # the table before the tag that leads readers to it
-        registry.client.log_artifact(version.run_id, str(sids), folder)
-        registry.client.set_model_version_tag(POLICY, version.version, TAG, f"{folder}/{sids.name}")
+        registry.client.log_artifact(version.run_id, str(sids), str(Path(tag).parent))
+        registry.client.set_model_version_tag(POLICY, version.version, TAG, tag)
 
 
 def fetch(registry: Registry, version: Version) -> Path | None:
@@ -71,6 +72,18 @@ def fetch(registry: Registry, version: Version) -> Path | None:
         with replacing(target / place) as temporary:
             shutil.copyfile(found, temporary)
     return target / place
+
+
+def tag_of(sids: Path) -> str:
+    """The tag that leads to a table: the folder named by its content, and its name."""
+    return f"{TAG}/{sha256_file(sids)[:12]}/{sids.name}"
+
+
+def served_by(release: Release, version: Version) -> bool:
+    """Whether a release is a version with its newest SIDs table."""
+    newer = index_version(version)
+    same_index = release.sids is None if newer is None else release.index_version == newer
+    return release.policy_version == version.bundle_version and same_index
 
 
 def index_version(version: Version) -> str | None:
