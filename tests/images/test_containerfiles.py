@@ -1,6 +1,7 @@
 """The recipes of the images, without an engine: lint, what is pinned, and what a build gets to see."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -77,3 +78,18 @@ global.timeout='5'
         "extra-index-url": f"file://{index} https://index.example/simple", "timeout": "9", "find-links": str(tmp_path),
     }  # fmt: skip
     assert local_paths(settings) == [tmp_path, index.parent]
+
+
+def test_the_images_feast_serves_from_behind_the_allow_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feast's operator starts `feast serve`, and lets nothing else be said of how."""
+    from feast import feature_server
+
+    from feature_repo.front import Front
+
+    monkeypatch.setattr(feature_server, "get_app", lambda *_: "the application that takes anybody's writes")
+    monkeypatch.setattr(sys, "argv", ["feast", "version"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "images" / "feast"), run_name="__main__")
+    assert isinstance(feature_server.get_app("a store"), Front)
+    recipe = (ROOT / "images" / "Containerfile.publish").read_text(encoding="utf-8")
+    assert "\nCOPY images/feast /opt/venv/bin/feast\n" in recipe
