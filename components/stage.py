@@ -10,6 +10,7 @@ from typing import Any
 
 from tessera.errors import TesseraError
 from tessera.files import write_json
+from tessera.proxies import spare_loopback
 from tessera.secrets import hidden
 
 FAILED = "stage failed: "
@@ -23,6 +24,7 @@ def run_stage(name: str, stats: str, function: Callable[..., Any], *args: Any, *
     """
     for noisy in ("httpx", "alembic", "great_expectations", "feast", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    spare_loopback()
     started = time.monotonic()
     try:
         with _speaking_as(name):

@@ -95,6 +95,15 @@ class Front:
             raise HTTPException(401, wanted, {"WWW-Authenticate": "Bearer"})
 
 
+def guard(loopback: bool) -> None:
+    """Put the allow-list before every server that Feast starts in this process; `loopback` is as `Front` takes it."""
+    from feast import feature_server
+
+    feasts, key = feature_server.get_app, os.environ.pop(KEY, "")
+    # Feast starts its web server and its workers itself, with the application that this function makes.
+    feature_server.get_app = lambda *args, **named: Front(feasts(*args, **named), key, loopback)
+
+
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is this machine's own, which no other machine reaches."""
     try:
@@ -184,11 +193,9 @@ def main(given: list[str] | None = None) -> int:
     except TesseraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    guard(is_loopback(arguments.host))
     from feast import feature_server
 
-    feasts, key, loopback = feature_server.get_app, os.environ.pop(KEY, ""), is_loopback(arguments.host)
-    # Feast starts its web server and its workers itself, with the application that this function makes.
-    feature_server.get_app = lambda *args, **named: Front(feasts(*args, **named), key, loopback)
     feature_server.start_server(
         store, arguments.host, arguments.port, no_access_log=True, workers=arguments.workers, worker_connections=1000,
         max_requests=0, max_requests_jitter=0, keep_alive_timeout=30, registry_ttl_sec=arguments.registry_ttl,

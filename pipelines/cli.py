@@ -14,6 +14,7 @@ from pipelines.console import plain
 from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
+from tessera.proxies import spare_loopback
 from tessera.secrets import hidden, refuse
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder of the run.")]
@@ -432,6 +433,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; an expected failure prints one sentence and exits with 2."""
     given = sys.argv[1:] if arguments is None else arguments
+    spare_loopback()
     try:
         _refuse_secrets(given)
         settings = _defaults(given)

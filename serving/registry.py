@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -71,10 +72,13 @@ class Registry:
         self._mover = f"{socket.gethostname()}:{self.home}"
         with self._locked():  # two processes must not both create the tables
             self.client = connect(self.url)
-            # An MLflow server knows where its artefacts belong; a bare database does not.
-            artefacts = None if self.url.startswith("http") else self.home / "mlartifacts"
-            with speaking_of(self.url):
-                self.experiment = experiment_id(self.client, artefacts)
+
+    @cached_property
+    def experiment(self) -> str:
+        """The experiment of all runs, made by the first who writes: an account that only reads has not the right."""
+        # An MLflow server knows where its artefacts belong; a bare database does not.
+        artefacts = None if self.url.startswith("http") else self.home / "mlartifacts"
+        return experiment_id(self.client, artefacts)
 
     def log_run(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, Any], curves: Curves | None = None,
                 artefacts: Sequence[str | Path] = ()) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from tessera import secrets
 from tessera.errors import InputError, ServiceError
+from tessera.proxies import detour
 from tessera.secrets import hidden, public
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ def _probe(url: str) -> None:
 
 def _unreachable(url: str, error: Exception) -> str:
     reason = str(getattr(error, "orig", None) or getattr(error, "reason", None) or error).strip().splitlines()[0]
-    return f"no MLflow registry answers at {public(url)} ({reason}); start it or check the setting platform.mlflow_url."
+    return (
+        f"no MLflow registry answers at {public(url)}{detour(url)} ({reason}); "
+        "start it or check the setting platform.mlflow_url."
+    )
 
 
 @contextmanager
@@ -98,7 +102,7 @@ def speaking_of(url: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         reason = hidden(reason.replace(url, public(url)))
-        raise ServiceError(f"the MLflow registry at {public(url)} refused or failed: {reason}.") from error
+        raise ServiceError(f"the MLflow registry at {public(url)}{detour(url)} refused or failed: {reason}.") from error
 
 
 def experiment_id(client: "MlflowClient", artifacts: Path | None) -> str:

@@ -34,7 +34,7 @@ def open_client(timeout_s: float, connections: int, private: bool) -> httpx.Asyn
     limits = httpx.Limits(max_connections=connections)
     if private:
         return httpx.AsyncClient(timeout=timeout_s, follow_redirects=True, limits=limits)
-    if getproxies():
+    if getproxies().keys() - {"no"}:  # NO_PROXY alone is no proxy
         hooks = {"request": [_check_request]}
         return httpx.AsyncClient(timeout=timeout_s, follow_redirects=True, limits=limits, event_hooks=hooks)
     return httpx.AsyncClient(timeout=timeout_s, follow_redirects=True, transport=_PublicTransport(connections))

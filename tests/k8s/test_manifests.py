@@ -48,13 +48,14 @@ def test_each_overlay_is_what_its_cluster_has(rendered: Rendered) -> None:
     local, production, operator = ({name_of(one): one for one in rendered(overlay)} for overlay in OVERLAYS)
     assert {"StatefulSet/postgres", "StatefulSet/redis", "StatefulSet/s3"} <= set(local)
     assert "nvidia.com/gpu" not in str(local)
-    assert {"ScaledObject/triton", "Ingress/recommendations", "ResourceQuota/tessera"} <= set(production)
+    assert {"ScaledObject/triton", "Gateway/recommendations", "ResourceQuota/tessera"} <= set(production)
     assert not of_kind(list(production.values()), "HorizontalPodAutoscaler")
     triton = production["StatefulSet/triton"]["spec"]
     assert "replicas" not in triton  # the autoscaler's alone
     assert triton["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "FeatureStore/tessera" in operator
     assert "Deployment/feast" not in operator
+    assert operator["FeatureStore/tessera"]["spec"]["authz"] == {"noAuth": True}  # its own would ask readers for tokens
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

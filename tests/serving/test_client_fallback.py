@@ -178,7 +178,7 @@ def test_a_full_queue_is_busy_at_once_and_a_user_is_answered_from_the_cache(
 def test_a_request_whose_time_ran_out_in_the_queue_is_not_decoded(small: TritonServer) -> None:
     """The client's deadline travels with the request; here a caller that waits longer hears what became of it."""
     place = f"{small.http_url}/v2/models/tessera/infer"
-    body = _body(query(HISTORY, None, 5, (), None, False, "interactive"), 1e-6)
+    body = _body(query(HISTORY, None, 5, (), None, False, "interactive"), 1e-6, "late")
     with pytest.raises(DeadlineExceeded, match="did not get to the request in its time"):
         answer_of(httpx.post(place, json=body, timeout=30), place, _TRITON)
 
@@ -245,7 +245,7 @@ def test_lookups_at_once_share_requests_and_fail_alone(features: FeatureServer, 
             async def note(request: httpx.Request) -> None:
                 sent.append(len(json.loads(request.content)["entities"]["user_id"]))
 
-            client._client.event_hooks["request"].append(note)
+            client._client.get().event_hooks["request"].append(note)
             users = ["dan", "nobody", "dan", *(f"nobody {i}" for i in range(150))]
             return await asyncio.gather(*map(client.user, users), return_exceptions=True), len(sent)
 

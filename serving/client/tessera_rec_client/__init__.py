@@ -8,6 +8,7 @@ from tessera_rec_client.errors import (
     ServerError,
     ServerUnavailable,
     TesseraClientError,
+    WrongAnswer,
 )
 from tessera_rec_client.features import AsyncFeatures, Features
 from tessera_rec_client.recommender import AsyncRecommender, Recommender
@@ -31,4 +32,5 @@ __all__ = [
     "TesseraClientError",
     "TopK",
     "User",
+    "WrongAnswer",
 ]

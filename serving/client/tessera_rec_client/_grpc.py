@@ -1,14 +1,21 @@
-"""Triton over gRPC, through tritonclient."""
+"""Triton over gRPC, through tritonclient.
 
-from collections.abc import Callable
+Asyncio too goes over tritonclient's channel of threads, with callbacks: gRPC's own for asyncio hangs in the child of a
+process that used it.
+"""
+
+import asyncio
+import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tessera_rec_client._http import microseconds, refusal
+from tessera_rec_client._http import check_id, microseconds, new_id, own_answers, refusal
+from tessera_rec_client._process import PerProcess
+from tessera_rec_client._proxies import detour, loopback
 from tessera_rec_client._query import MODEL, Query, address, recommendations
 from tessera_rec_client.errors import (
     DeadlineExceeded,
@@ -24,8 +31,12 @@ _KINDS: dict[str, type[TesseraClientError]] = {
     "INVALID_ARGUMENT": InvalidRequest, "NOT_FOUND": NotFound, "UNAVAILABLE": ServerUnavailable,
     "RESOURCE_EXHAUSTED": ServerUnavailable, "CANCELLED": ServerUnavailable, "DEADLINE_EXCEEDED": DeadlineExceeded,
 }  # fmt: skip
-# A restarted server is found again within a second; gRPC's own pauses grow to two minutes.
 _OPTIONS = [
+    # All servers behind a name take their share, in turn.
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    # A child's channel shares no connection with one that was inherited from the parent.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A restarted server is found again within a second; gRPC's own pauses grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_send_message_length", -1),
@@ -39,43 +50,70 @@ class GrpcTransport:
     """Recommendations over gRPC; may be shared by threads."""
 
     def __init__(self, url: str, timeout: float) -> None:  # noqa: ARG002
-        self._client, self._url = _client(triton.InferenceServerClient, url)
+        self._client, self._url = _opened(url)
 
     def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
-        try:
-            result = self._client.infer(MODEL, _inputs(query, triton.InferInput), **_limits(query, timeout))
-        except InferenceServerException as error:
-            raise _error(error, self._url, timeout) from None
-        return _read(result)
+        name = new_id()
+        with own_answers(self._client):
+            try:
+                result = self._client.get().infer(MODEL, _inputs(query), request_id=name, **_limits(query, timeout))
+            except InferenceServerException as error:
+                raise _error(error, self._url, timeout) from None
+            return _read(result, self._url, name)
 
     def close(self) -> None:
         """Close the channel."""
-        self._client.close()
+        if client := self._client.made():
+            client.close()
 
 
 class AsyncGrpcTransport:
     """Recommendations over gRPC with asyncio."""
 
     def __init__(self, url: str, timeout: float) -> None:  # noqa: ARG002
-        self._client, self._url = _client(triton_aio.InferenceServerClient, url)
+        self._client, self._url = _opened(url)
 
     async def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
-        try:
-            result = await self._client.infer(MODEL, _inputs(query, triton.InferInput), **_limits(query, timeout))
-        except InferenceServerException as error:
-            raise _error(error, self._url, timeout) from None
-        return _read(result)
+        name, loop = new_id(), asyncio.get_running_loop()
+        answered: asyncio.Future[Any] = loop.create_future()
+
+        def settle(result: Any, error: Exception | None) -> None:
+            if answered.done():  # who asked has gone
+                return
+            if error is None:
+                answered.set_result(result)
+            else:
+                answered.set_exception(error)
+
+        def tell(result: Any, error: Exception | None) -> None:  # in a thread of gRPC
+            with suppress(RuntimeError):  # the loop may have been closed
+                loop.call_soon_threadsafe(settle, result, error)
+
+        with own_answers(self._client):
+            asked = self._client.get().async_infer(
+                MODEL, _inputs(query), tell, request_id=name, **_limits(query, timeout)
+            )
+            try:
+                result = await answered
+            except asyncio.CancelledError:
+                asked.cancel()
+                raise
+            except InferenceServerException as error:
+                raise _error(error, self._url, timeout) from None
+            return _read(result, self._url, name)
 
     async def close(self) -> None:
         """Close the channel."""
-        await self._client.close()
+        if client := self._client.made():
+            client.close()
 
 
-def _client(kind: Callable[..., Any], url: str) -> tuple[Any, str]:
+def _opened(url: str) -> tuple[PerProcess[triton.InferenceServerClient], str]:
     place, encrypted = address(url, {"grpc": False, "grpcs": True}, 8001)
-    return kind(place, ssl=encrypted, channel_args=_OPTIONS), place
+    options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if loopback(f"grpc://{place}") else 1)]
+    return PerProcess(lambda: triton.InferenceServerClient(place, ssl=encrypted, channel_args=options)), place
 
 
 def _limits(query: Query, timeout: float) -> dict[str, Any]:
@@ -84,17 +122,18 @@ def _limits(query: Query, timeout: float) -> dict[str, Any]:
     return {"parameters": asked, "timeout": microseconds(timeout), "client_timeout": timeout}
 
 
-def _inputs(query: Query, kind: Callable[..., Any]) -> list[Any]:
+def _inputs(query: Query) -> list[Any]:
     inputs = []
     for name, datatype, values in query.tensors():
-        one = kind(name, [1, len(values)], datatype)
+        one = triton.InferInput(name, [1, len(values)], datatype)
         raw = [value.encode() for value in values] if datatype == "BYTES" else values
         one.set_data_from_numpy(np.array([raw], dtype=_TYPES[datatype]))
         inputs.append(one)
     return inputs
 
 
-def _read(result: Any) -> Recommendations:
+def _read(result: Any, url: str, asked: str) -> Recommendations:
+    check_id(asked, result.get_response().id, url)
     arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
     found = {name: array.ravel().tolist() for name, array in arrays.items() if array is not None}
     return recommendations(
@@ -106,9 +145,11 @@ def _error(error: InferenceServerException, url: str, timeout: float) -> Tessera
     code = str(error.status()).removeprefix("StatusCode.")
     kind = _KINDS.get(code, ServerError)
     if kind is DeadlineExceeded:
-        return DeadlineExceeded(f"{url} did not answer within {round(timeout, 3):g} s; try again or allow more time.")
+        waited = f"{round(timeout, 3):g} s{detour(f'grpc://{url}')}"
+        return DeadlineExceeded(f"{url} did not answer within {waited}; try again or allow more time.")
     said = str(error.message())
     if kind is ServerUnavailable and ("connect" in said.lower() or "resolution" in said.lower()):
         reason = " ".join(said.split())[:200]
-        return ServerUnavailable(f"no server answers at {url} ({reason}); start it or check the address.")
+        through = detour(f"grpc://{url}")
+        return ServerUnavailable(f"no server answers at {url}{through} ({reason}); start it or check the address.")
     return refusal(kind, said, url, code)

@@ -16,6 +16,7 @@ from tessera.enrichment.photos import data_url
 from tessera.enrichment.providers.base import Failure, Message, ModelRequest
 from tessera.errors import InputError, ModelCallError
 from tessera.event_loop import run_to_end
+from tessera.proxies import detour
 
 if TYPE_CHECKING:
     import httpx
@@ -135,16 +136,18 @@ class Endpoint(ABC, Generic[T]):
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise InputError(f"enrichment.base_url {self.settings.base_url!r} is no usable URL ({error}).") from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _PassingError(f"cannot connect: {error or type(error).__name__}", unreachable=True) from None
+            reason = f"cannot connect{detour(self.url)}: {error or type(error).__name__}"
+            raise _PassingError(reason, unreachable=True) from None
         except httpx.TimeoutException as error:
             raise _PassingError(f"no answer within {self.settings.timeout_s:g} s ({type(error).__name__})") from None
         except httpx.TransportError as error:
-            raise _PassingError(f"{type(error).__name__}: {error}") from None
+            raise _PassingError(f"{type(error).__name__}{detour(self.url)}: {error}") from None
         if response.is_success:
             return self.read(request, response)
         said = self._excerpt(response.text)
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
-            raise _PassingError(f"HTTP {response.status_code}: {said}", _retry_after(response))
+            reason = f"HTTP {response.status_code}{detour(self.url)}: {said}"
+            raise _PassingError(reason, _retry_after(response))
         if response.status_code in (401, 403, 404):
             raise ModelCallError(
                 f"{self.url} answered HTTP {response.status_code} for model {self.model!r} ({said}); check "
