@@ -17,6 +17,7 @@ from tessera_rec_client._http import check_id, microseconds, new_id, own_answers
 from tessera_rec_client._process import PerProcess
 from tessera_rec_client._proxies import detour, loopback
 from tessera_rec_client._query import MODEL, Query, address, recommendations
+from tessera_rec_client._token import Token, checked, headers
 from tessera_rec_client.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -30,6 +31,7 @@ from tessera_rec_client.results import Recommendations
 _KINDS: dict[str, type[TesseraClientError]] = {
     "INVALID_ARGUMENT": InvalidRequest, "NOT_FOUND": NotFound, "UNAVAILABLE": ServerUnavailable,
     "RESOURCE_EXHAUSTED": ServerUnavailable, "CANCELLED": ServerUnavailable, "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "UNAUTHENTICATED": InvalidRequest, "PERMISSION_DENIED": InvalidRequest,
 }  # fmt: skip
 _OPTIONS = [
     # All servers behind a name take their share, in turn.
@@ -49,15 +51,16 @@ _OUTPUTS = ("item_ids", "sids", "scores", "policy_version", "tokenizer_version")
 class GrpcTransport:
     """Recommendations over gRPC; may be shared by threads."""
 
-    def __init__(self, url: str, timeout: float) -> None:  # noqa: ARG002
-        self._client, self._url = _opened(url)
+    def __init__(self, url: str, timeout: float, token: Token = None) -> None:  # noqa: ARG002
+        self._client, self._url, self._token = _opened(url, token)
 
     def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
         name = new_id()
         with own_answers(self._client):
             try:
-                result = self._client.get().infer(MODEL, _inputs(query), request_id=name, **_limits(query, timeout))
+                asked = {"request_id": name, "headers": headers(self._token), **_limits(query, timeout)}
+                result = self._client.get().infer(MODEL, _inputs(query), **asked)
             except InferenceServerException as error:
                 raise _error(error, self._url, timeout) from None
             return _read(result, self._url, name)
@@ -71,8 +74,8 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """Recommendations over gRPC with asyncio."""
 
-    def __init__(self, url: str, timeout: float) -> None:  # noqa: ARG002
-        self._client, self._url = _opened(url)
+    def __init__(self, url: str, timeout: float, token: Token = None) -> None:  # noqa: ARG002
+        self._client, self._url, self._token = _opened(url, token)
 
     async def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
@@ -93,7 +96,7 @@ class AsyncGrpcTransport:
 
         with own_answers(self._client):
             asked = self._client.get().async_infer(
-                MODEL, _inputs(query), tell, request_id=name, **_limits(query, timeout)
+                MODEL, _inputs(query), tell, request_id=name, headers=headers(self._token), **_limits(query, timeout)
             )
             try:
                 result = await answered
@@ -110,10 +113,12 @@ class AsyncGrpcTransport:
             client.close()
 
 
-def _opened(url: str) -> tuple[PerProcess[triton.InferenceServerClient], str]:
+def _opened(url: str, token: Token) -> tuple[PerProcess[triton.InferenceServerClient], str, Token]:
     place, encrypted = address(url, {"grpc": False, "grpcs": True}, 8001)
+    token = checked(token, f"grpc://{place}", encrypted)
     options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if loopback(f"grpc://{place}") else 1)]
-    return PerProcess(lambda: triton.InferenceServerClient(place, ssl=encrypted, channel_args=options)), place
+    client = PerProcess(lambda: triton.InferenceServerClient(place, ssl=encrypted, channel_args=options))
+    return client, place, token
 
 
 def _limits(query: Query, timeout: float) -> dict[str, Any]:

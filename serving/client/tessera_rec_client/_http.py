@@ -11,6 +11,7 @@ import httpx
 from tessera_rec_client._process import PerProcess
 from tessera_rec_client._proxies import detour, loopback
 from tessera_rec_client._query import MODEL, Query, address, recommendations
+from tessera_rec_client._token import Token, checked, headers
 from tessera_rec_client.errors import (
     Busy,
     DeadlineExceeded,
@@ -25,7 +26,7 @@ from tessera_rec_client.results import Recommendations
 
 Kinds = Mapping[int, type[TesseraClientError]]
 GATEWAY: Kinds = {502: ServerUnavailable, 503: ServerUnavailable, 504: DeadlineExceeded}
-_TRITON: Kinds = {**GATEWAY, 400: InvalidRequest, 404: NotFound}
+_TRITON: Kinds = {**GATEWAY, 400: InvalidRequest, 401: InvalidRequest, 403: InvalidRequest, 404: NotFound}
 _INFER = f"/v2/models/{MODEL}/infer"
 
 
@@ -56,15 +57,17 @@ def opened_async(url: str, timeout: float) -> PerProcess[httpx.AsyncClient]:
 class HttpTransport:
     """Recommendations over HTTP; may be shared by threads."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, token: Token = None) -> None:
         self._url = base_url(url, 8000)
+        self._token = checked(token, self._url, self._url.startswith("https"))
         self._client = opened(self._url, timeout)
 
     def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
         name = new_id()
         with speaking(self._url, timeout), own_answers(self._client):
-            answer = self._client.get().post(_INFER, json=_body(query, timeout, name), timeout=timeout)
+            asked = {"json": _body(query, timeout, name), "headers": headers(self._token), "timeout": timeout}
+            answer = self._client.get().post(_INFER, **asked)
             return _read(answer, self._url, name)
 
     def close(self) -> None:
@@ -76,15 +79,17 @@ class HttpTransport:
 class AsyncHttpTransport:
     """Recommendations over HTTP with asyncio."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, token: Token = None) -> None:
         self._url = base_url(url, 8000)
+        self._token = checked(token, self._url, self._url.startswith("https"))
         self._client = opened_async(self._url, timeout)
 
     async def infer(self, query: Query, timeout: float) -> Recommendations:
         """Ask once."""
         name = new_id()
         with speaking(self._url, timeout), own_answers(self._client):
-            answer = await self._client.get().post(_INFER, json=_body(query, timeout, name), timeout=timeout)
+            asked = {"json": _body(query, timeout, name), "headers": headers(self._token), "timeout": timeout}
+            answer = await self._client.get().post(_INFER, **asked)
             return _read(answer, self._url, name)
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from tessera_rec_client._conversation import LookUp, conversation
 from tessera_rec_client._http import AsyncHttpTransport, HttpTransport
 from tessera_rec_client._process import PerProcess
 from tessera_rec_client._query import Priority, query, seconds
+from tessera_rec_client._token import Token
 from tessera_rec_client.errors import InvalidRequest, TesseraClientError
 from tessera_rec_client.features import AsyncFeatures, Features
 from tessera_rec_client.results import Recommendations
@@ -30,6 +31,7 @@ class Recommender:
         fallback: with `features_url`, let a user's cached list answer where the server fails.
         failures: so many failures in a row, and requests that a cached list can answer go straight to it ...
         pause: ... but for one every so many seconds, which finds out whether the server is back.
+        token: for a gateway in front of Triton, sent as `Authorization: Bearer`; a function returns the token of now.
 
     Raises:
         InvalidRequest: the address, protocol, timeout or one of the limits cannot be used.
@@ -45,11 +47,12 @@ class Recommender:
         fallback: bool = True,
         failures: int = 3,
         pause: float = 1.0,
+        token: Token = None,
     ) -> None:
         self._timeout, self._fallback = seconds(timeout), fallback
         self._breaker = _breaker(failures, pause)
         self._features = Features(features_url, timeout) if features_url is not None else None
-        self._transport = _transport(protocol, asynchronous=False)(url, timeout)
+        self._transport = _transport(protocol, asynchronous=False)(url, timeout, token)
 
     def recommend(
         self,
@@ -140,11 +143,12 @@ class AsyncRecommender:
         fallback: bool = True,
         failures: int = 3,
         pause: float = 1.0,
+        token: Token = None,
     ) -> None:
         self._timeout, self._fallback = seconds(timeout), fallback
         self._breaker = _breaker(failures, pause)
         self._features = AsyncFeatures(features_url, timeout) if features_url is not None else None
-        self._transport = _transport(protocol, asynchronous=True)(url, timeout)
+        self._transport = _transport(protocol, asynchronous=True)(url, timeout, token)
 
     async def recommend(
         self,
