@@ -56,6 +56,7 @@ def write(home: Path, folder: Path, changes: dict[str, offline.Change], after: S
     for view, change in changes.items():
         if change.rows.num_rows or not logs[view].is_file():
             offline.append(logs[view], offline.stamped(change.rows, now))
+        if change.rows.num_rows or not synced[view]:  # a write that died may have left what another one said
             offline.write(folder / f"published/{view}.parquet", change.published)
     if offline_tables.in_database(store):
         for view, change in changes.items():

@@ -7,10 +7,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo import lookup, publish, writer
+from feature_repo import lookup, offline, publish, writer
 from feature_repo.store import connect, feast_folder, open_store, read_state
 from tessera.errors import InputError, ServiceError
 
@@ -239,3 +240,36 @@ def test_another_online_store_is_filled_by_the_next_publish(
     other.unlink()
     with pytest.raises(InputError, match="cannot read"):
         publish.run(tmp_path, **tables)
+
+
+def test_what_was_said_is_right_after_two_publishes_that_died(
+    tmp_path: Path, make_run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first dies behind its first view, the return from it between that view's log and what it says."""
+    home, first, second = tmp_path / "home", make_run("first"), make_run("second", version="tok-2", sids=NEW_SIDS)
+    publish.run(home, **first)
+    append = offline.append
+
+    def die_at(count: int) -> Callable[..., None]:
+        calls: list[Path] = []
+
+        def dying(path: Path, rows: pa.Table) -> None:
+            append(path, rows)
+            calls.append(path)
+            if len(calls) == count:
+                raise KeyboardInterrupt
+
+        return dying
+
+    for tables, count in ((second, 2), (first, 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(offline, "append", die_at(count))
+            with pytest.raises(KeyboardInterrupt):
+                publish.run(home, **tables)
+    publish.run(home, **first)
+    said = writer.published(feast_folder(home), "item_enrichment").to_pylist()
+    assert {row["item_id"] for row in said if row["title"] is not None} == {"b1", "b2", "l1"}
+    publish.run(home, **second)
+    assert lookup.item(home, "n1").title == "New lamp"
+    with pytest.raises(InputError):
+        lookup.item(home, "l1")
