@@ -9,6 +9,7 @@ from typing import Any
 
 from tessera.errors import TesseraError
 from tessera.files import write_json
+from tessera.processes import end_with_runner
 
 FAILED = "stage failed: "
 EXIT_CODE = 2
@@ -19,6 +20,7 @@ def run_stage(name: str, stats: str, function: Callable[..., Any], *args: Any, *
 
     An expected failure ends the process with its one sentence; anything else keeps its traceback.
     """
+    end_with_runner()
     for noisy in ("httpx", "alembic", "great_expectations", "feast", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     started = time.monotonic()

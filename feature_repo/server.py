@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from feature_repo.store import feast_folder, settings_file
+from tessera import processes
 from tessera.errors import ServiceError
 
 # It is asked on this machine, whatever proxy the environment has for others.
@@ -80,9 +81,9 @@ class FeatureServer:
         environment = os.environ | {"TESSERA_FEAST": str(feast_folder(self.home)), "PYTHONWARNINGS": "ignore"}
         environment["XDG_RUNTIME_DIR"] = self._scratch.name
         with self.log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, env=environment, cwd=feast_folder(self.home), start_new_session=True,
+            self._process = processes.start(
+                [sys.executable, "-c", _COMMAND, *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment,
+                cwd=feast_folder(self.home),
             )  # fmt: skip
         try:
             self._wait()
@@ -129,8 +130,8 @@ class FeatureServer:
                 probe.bind((self.host, self.port))
             except OSError as error:
                 raise ServiceError(
-                    f"cannot listen on {self.host}:{self.port} ({error.strerror}); "
-                    "stop what uses it or choose another --platform.features-port."
+                    f"cannot listen on {self.host}:{self.port} ({error.strerror}): {processes.listener(self.port)}; "
+                    "stop it or choose another --platform.features-port."
                 ) from None
 
     def _wait(self) -> None:

@@ -14,6 +14,7 @@ from pipelines.console import plain
 from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
+from tessera.processes import ending_in_order
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder of the run.")]
 Home = Annotated[
@@ -419,12 +420,13 @@ def main(arguments: list[str] | None = None) -> None:
         settings = _defaults(given)
         commands = {**COMMANDS, "run": partial(run, settings=settings), "demo": partial(demo, settings=settings)}
         commands |= {name: partial(COMMANDS[name], settings=settings) for name in ("compile", "submit", "bench")}
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="tessera",
-            description="Catalogue and purchase histories to a served generative recommender.",
-            args=given,
-        )
+        with ending_in_order():
+            tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="tessera",
+                description="Catalogue and purchase histories to a served generative recommender.",
+                args=given,
+            )
     except (TesseraError, *_client_errors()) as error:
         sys.stderr.write(f"tessera: {error}\n")
         raise SystemExit(2) from None

@@ -17,6 +17,7 @@ from typing import Any
 
 from components.report.metrics import ENRICHMENTS
 from pipelines.console import Console, plain
+from tessera import processes
 from tessera.config import Settings, check, relation, save_settings, to_json
 from tessera.errors import InputError, TesseraError
 from tessera.files import read_json, replacing, sha256_of, write_json
@@ -271,6 +272,7 @@ def _environment() -> Iterator[None]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",
         "PYTHONUNBUFFERED": "1",
+        processes.RUNNER: str(os.getpid()),
         # Threads that spin while they wait cost more than they save as soon as another process wants a core.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
