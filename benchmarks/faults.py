@@ -32,7 +32,7 @@ from tessera import bundle
 from tessera.decoding.recommender import Recommendation, Recommender
 from tessera.errors import BundleError, ServiceError
 from tessera.schema import read_table
-from tessera_client import AsyncRecommender
+from tessera_rec_client import AsyncRecommender
 
 LOAD, FLOOD = 0.8, 5.0
 """Share of the capacity that is sent."""
@@ -197,7 +197,7 @@ def _outages(run: Run, kills: Sequence[float]) -> list[float]:
 
 @asynccontextmanager
 async def _with_cache(service: Service, features_url: str) -> AsyncIterator[Ask]:
-    """tessera-client with each history's user, whose cached list answers where the server does not."""
+    """tessera-rec-client with each history's user, whose cached list answers where the server does not."""
     histories = service.shop.histories
     async with AsyncRecommender(service.server.grpc_url, "grpc", DEADLINE_S, features_url) as recommender:
 

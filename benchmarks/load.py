@@ -20,7 +20,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from serving.model_config import MODEL
-from tessera_client import AsyncRecommender, TesseraClientError
+from tessera_rec_client import AsyncRecommender, TesseraClientError
 
 GIVE_UP_S = 30.0
 """A request without an answer for so long is an error."""
@@ -215,7 +215,7 @@ async def raw_http(url: str, messages: Sequence[bytes]) -> AsyncIterator[Ask]:
 
 @asynccontextmanager
 async def client(histories: list[list[str]], k: int, recommender: AsyncRecommender) -> AsyncIterator[Ask]:
-    """tessera-client, as a service would use it."""
+    """tessera-rec-client, as a service would use it."""
     async with recommender:
 
         async def ask(number: int) -> Any:

@@ -29,7 +29,7 @@ from pipelines.serve import servers
 from tessera.catalog import ingest
 from tessera.config import CatalogueSettings, PlatformSettings, Settings, ShopSettings
 from tessera.files import read_json
-from tessera_client import Recommender
+from tessera_rec_client import Recommender
 
 ANY_PORT = PlatformSettings(http_port=0, grpc_port=0, metrics_port=0, features_port=0)
 LISTED = 20

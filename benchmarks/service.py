@@ -20,7 +20,7 @@ from benchmarks.shop import Shop, make_shop
 from serving.model_repository import export
 from serving.server import TritonServer
 from tessera.decoding.recommender import Recommender
-from tessera_client import AsyncRecommender
+from tessera_rec_client import AsyncRecommender
 
 Protocol = Literal["grpc", "http"]
 OPTIONS = {"prefix_cache_mb": 0}
@@ -45,7 +45,7 @@ class Service:
         return raw_grpc(self.server.grpc_url, [grpc_message(one, wait_s) for one in asked])
 
     def client(self, protocol: Protocol) -> AbstractAsyncContextManager[Ask]:
-        """tessera-client."""
+        """tessera-rec-client."""
         url = self.server.grpc_url if protocol == "grpc" else self.server.http_url
         return client(self.shop.histories, self.k, AsyncRecommender(url, protocol, timeout=GIVE_UP_S))
 

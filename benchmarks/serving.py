@@ -8,8 +8,8 @@
     python -m benchmarks.serving --all       everything
 
 The weights are random, which takes as long as trained ones. Requests are written beforehand and answers are not read
-(see `benchmarks.load`), so that the generator leaves the machine to the server; what tessera-client adds is measured
-apart. Capacity is what 64 waiting clients get over gRPC. An open loop's latencies count from when a request was due.
+(see `benchmarks.load`), so that the generator leaves the machine to the server; what the client adds is measured apart.
+Capacity is what 64 waiting clients get over gRPC. An open loop's latencies count from when a request was due.
 """
 
 import asyncio

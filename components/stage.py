@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from tessera.errors import TesseraError
 from tessera.files import write_json
 from tessera.processes import end_with_runner
+from tessera.proxies import spare_loopback
+from tessera.secrets import hidden
 
 FAILED = "stage failed: "
 EXIT_CODE = 2
@@ -18,19 +21,26 @@ EXIT_CODE = 2
 def run_stage(name: str, stats: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a stage's function and write `{"stage", "seconds", ...its result}` to the file `stats`.
 
-    An expected failure ends the process with its one sentence; anything else keeps its traceback.
+    An expected failure ends the process with its one sentence; anything else keeps its traceback, without secrets.
     """
     end_with_runner()
     for noisy in ("httpx", "alembic", "great_expectations", "feast", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    spare_loopback()
     started = time.monotonic()
     try:
         with _speaking_as(name):
             result = function(*args, **kwargs)
     except TesseraError as error:
         # Every line is marked: a gate says several, and a reader must tell them from other output.
-        print("\n".join(f"{FAILED}{line}" for line in str(error).splitlines()), file=sys.stderr, flush=True)
+        print("\n".join(f"{FAILED}{line}" for line in hidden(str(error)).splitlines()), file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
+    except Exception:
+        told = traceback.format_exc()
+        if hidden(told) == told:
+            raise
+        print(hidden(told), file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
     details = result if isinstance(result, dict) else {}
     write_json(stats, {**details, "stage": name, "seconds": round(time.monotonic() - started, 3)})
     return result

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feature_repo import clock
 from feature_repo.store import open_store
 from tessera.errors import InputError, ServiceError
 
@@ -150,9 +151,10 @@ def _top_k(row: dict[str, Any]) -> TopK | None:
 
 
 def _stale(row: dict[str, Any]) -> bool:
-    """Marked so, or older than the history: a push that reaches only the online store marks nothing."""
+    """Marked so; older than the history, as after a push that reaches only the online store; or of the future."""
     computed_at = row["user_topk__computed_at"].timestamp()
-    return row.get("user_topk__stale") is not False or row["user_history__item_ids__ts"] >= computed_at
+    marked = row.get("user_topk__stale") is not False
+    return marked or row["user_history__item_ids__ts"] >= computed_at or clock.ahead(computed_at)
 
 
 def known_items(store: "FeatureStore", item_ids: list[str]) -> set[str]:

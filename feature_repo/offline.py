@@ -56,6 +56,29 @@ def latest(log: pa.Table) -> pa.Table:
     return ordered.drop_columns(["_place"]).take(ranks["rank_max"])
 
 
+def not_after(log: pa.Table, seconds: int) -> pa.Table:
+    """`log` with the rows that are later than `seconds` since 1970 in the second after, a microsecond apart, in order.
+
+    A list that says it was computed later says `seconds`.
+    """
+    limit = pa.scalar(seconds * 1_000_000).cast(UTC)
+    late = pc.greater(log[TIMESTAMP], limit)
+    ranks = pc.rank(log.filter(late)[TIMESTAMP].combine_chunks(), tiebreaker="dense")
+    stamps = pc.add(ranks.cast(pa.int64()), seconds * 1_000_000).cast(UTC)
+    times = pc.replace_with_mask(log[TIMESTAMP].combine_chunks(), late.combine_chunks(), stamps)
+    log = log.set_column(log.column_names.index(TIMESTAMP), log.schema.field(TIMESTAMP), times)
+    if "computed_at" in log.column_names:
+        computed = pc.if_else(pc.greater(log["computed_at"], limit), limit, log["computed_at"])
+        log = log.set_column(log.column_names.index("computed_at"), log.schema.field("computed_at"), computed)
+    return log
+
+
+def newest(path: Path) -> float:
+    """Seconds since 1970 of a log's newest row; 0 if it has none."""
+    stamp = pc.max(read(path, pa.schema([pa.field(TIMESTAMP, UTC)]))[TIMESTAMP]).as_py()
+    return stamp.timestamp() if stamp else 0.0
+
+
 def append(path: Path, rows: pa.Table) -> None:
     """Add `rows` to a log, atomically; the file appears even for no rows, because Feast wants to see it."""
     write(path, pa.concat_tables([read(path, rows.schema), rows]))

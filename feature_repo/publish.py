@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo import offline, topk, writer
-from feature_repo.store import State, feast_folder, in_place, open_store, publishing, read_state
+from feature_repo import clock, offline, topk, writer
+from feature_repo.store import State, feast_folder, in_place, open_store, publishing, read_state, write_state
 from feature_repo.tables import VIEWS, conform_view, snapshot
 from tessera.errors import InputError
 
@@ -50,10 +50,10 @@ def run(
     tables = snapshot(items, captions, intents, quality, sids, splits)
     version = tables["item_sid"]["tokenizer_version"][0].as_py()
     with publishing(home) as folder:
-        state = read_state(home)
+        state = writer.in_time(home, folder)
         policy = state.policy_version if policy_version is None else policy_version
         now = writer.later_than(state)
-        before = {view: writer.published(folder, view) for view in VIEWS}
+        before = {view: writer.written(folder, view, state) for view in VIEWS}
         changes = {view: offline.compare(before[view], table, version) for view, table in tables.items()}
         histories = writer.histories(folder, offline.stamped(changes["user_history"].rows, now))
         lists = topk.of_known_users(topk.newest(writer.log_of(folder, "user_topk"), version), histories)
@@ -62,6 +62,21 @@ def run(
         after = replace(state, tokenizer_version=version, policy_version=policy)
         report = writer.write(home, folder, changes, after, now)
     return report | {"tokenizer_version": version, "seconds": round(time.monotonic() - started, 3)}
+
+
+def withdraw(home: Path) -> None:
+    """Take back all that was published, a publish that was interrupted included: nothing is served here any more.
+
+    Raises:
+        ServiceError: a store does not answer; the same call later completes it.
+    """
+    with publishing(home) as folder:
+        state = writer.in_time(home, folder)
+        views = {view: writer.written(folder, view, state) for view in VIEWS}
+        if any(table.num_rows for table in views.values()):
+            none = {view: offline.compare(table, table.schema.empty_table(), "") for view, table in views.items()}
+            nobody = replace(state, tokenizer_version="", policy_version="")
+            writer.write(home, folder, none, nobody, writer.later_than(state))
 
 
 def publish_topk(home: Path, table: pa.Table, *, partial: bool = False) -> dict[str, Any]:
@@ -74,11 +89,14 @@ def publish_topk(home: Path, table: pa.Table, *, partial: bool = False) -> dict[
 
     Raises:
         InputError: a column is missing, a user occurs twice, lists of a row differ in length, or the lists are not of
-            the tokenizer that is online or of the policy that serves.
+            the tokenizer that is online or of the policy that serves, or were computed in the future.
         ServiceError: a store does not answer; the same call later completes the publish.
     """
     started = time.monotonic()
     table = conform_view("user_topk", topk.with_stale(table, pa.nulls(table.num_rows, pa.bool_())), "the top-K table")
+    newest = pc.max(table["computed_at"]).as_py()
+    if newest is not None and clock.ahead(newest.timestamp()):
+        raise InputError(f"the top-K table was computed at {newest}, in the future; correct the clock, then repeat.")
     lengths = [pc.list_value_length(table[name]) for name in ("item_ids", "sids", "scores")]
     if any(not lengths[0].equals(other) for other in lengths[1:]):
         raise InputError("the top-K table has rows whose item_ids, sids and scores differ in length; compute it again.")
@@ -112,9 +130,16 @@ def moment(home: Path) -> datetime:
     """The time to write on lists that are computed from histories read from now on.
 
     Every later change of a history has this time or a later one, every earlier change an earlier one.
+
+    Raises:
+        ServiceError: the time of the newest features is in the future.
     """
     with publishing(home):  # a push that is under way has its time already, and its history not yet written
-        return datetime.fromtimestamp(writer.later_than(read_state(home)), timezone.utc)
+        state = read_state(home)
+        now = writer.later_than(state)
+        if state.event_timestamp:  # something is published
+            write_state(home, replace(state, event_timestamp=now))
+    return datetime.fromtimestamp(now, timezone.utc)
 
 
 def users(home: Path) -> list[str]:
@@ -145,7 +170,7 @@ def push_history(home: Path, user_id: str, item_ids: list[str]) -> list[str]:
 
     Raises:
         InputError: no items, or an item without a published SID.
-        ServiceError: nothing was published yet, or a store does not answer.
+        ServiceError: nothing was published yet, a store does not answer or kept something else, or a clock is ahead.
     """
     from feature_repo.lookup import known_items
     from feature_repo.lookup import users as users_of

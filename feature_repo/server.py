@@ -14,17 +14,20 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
+from feature_repo.front import KEY
 from feature_repo.store import feast_folder, settings_file
 from tessera import processes
 from tessera.errors import ServiceError
+from tessera.files import new_key, read_key
 
 # It is asked on this machine, whatever proxy the environment has for others.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_COMMAND = "from feast.cli.cli import cli; cli()"  # Feast's own command line, whatever is on PATH
 
 
 class FeatureServer:
-    """`feast serve` for a home; a context manager that starts on entry and stops on exit.
+    """The feature server of a home (`feature_repo.front`); a context manager that starts on entry and stops on exit.
+
+    Who may read `key_file` may write over HTTP.
 
     Args:
         home: the platform's home, already published to.
@@ -55,6 +58,11 @@ class FeatureServer:
         return f"http://{self.host}:{self.port}"
 
     @property
+    def key_file(self) -> Path:
+        """The key of those who write over HTTP, readable by the home's owner alone; it outlives a restart."""
+        return feast_folder(self.home) / "server.key"
+
+    @property
     def pid(self) -> int | None:
         """Process id while it runs."""
         return self._process.pid if self.alive() and self._process else None
@@ -73,17 +81,17 @@ class FeatureServer:
             raise ServiceError(f"{self.home} has no published features yet; run a training pipeline or check the home.")
         self._check_port()
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        arguments = ["-f", str(settings_file().resolve()), "-c", str(feast_folder(self.home)), "serve"]
-        arguments += ["--host", self.host, "--port", str(self.port), "--no-access-log", "--max-requests", "0"]
-        arguments += ["--registry_ttl_sec", str(self.registry_ttl_s)]
+        key = read_key(self.key_file) if self.key_file.is_file() else new_key(self.key_file)
+        arguments = ["--home", str(self.home.resolve()), "--host", self.host, "--port", str(self.port)]
+        arguments += ["--registry-ttl", str(self.registry_ttl_s)]
         # Feast's web server keeps a control socket; a folder of its own keeps it out of the user's home directory.
         self._scratch = tempfile.TemporaryDirectory(prefix="tessera-feast-")
-        environment = os.environ | {"TESSERA_FEAST": str(feast_folder(self.home)), "PYTHONWARNINGS": "ignore"}
-        environment["XDG_RUNTIME_DIR"] = self._scratch.name
+        environment = os.environ | {KEY: key, "PYTHONWARNINGS": "ignore", "XDG_RUNTIME_DIR": self._scratch.name}
+        environment["TESSERA_FEATURE_STORE"] = str(settings_file().resolve())
         with self.log.open("wb") as output:
             self._process = processes.start(
-                [sys.executable, "-c", _COMMAND, *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment,
-                cwd=feast_folder(self.home),
+                [sys.executable, "-m", "feature_repo.front", *arguments], stdout=output, stderr=subprocess.STDOUT,
+                env=environment, cwd=feast_folder(self.home),
             )  # fmt: skip
         try:
             self._wait()

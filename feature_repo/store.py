@@ -19,6 +19,7 @@ import yaml
 
 from tessera.errors import InputError, ServiceError
 from tessera.files import read_json, sha256_of, write_json
+from tessera.secrets import hidden
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -37,7 +38,7 @@ class State:
     policy_version: str = ""
     """Policy that is served with them; empty where the publish did not say."""
     event_timestamp: int = 0
-    """Seconds since 1970 of the newest rows; the next ones are later, whatever the clock says."""
+    """Seconds since 1970 that no row is later than; the next ones are not earlier, whatever the clock says."""
     offline: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each offline file that is online as a whole."""
 
@@ -150,11 +151,13 @@ def connect(home: Path) -> "FeatureStore":
             config = RepoConfig(**_settings(home), repo_path=folder)
             store = FeatureStore(repo_path=str(folder), config=config)
         except Exception as error:
-            raise InputError(f"Feast does not accept {settings_file()}: {error}; correct the file.") from error
+            reason = hidden(str(error))
+            raise InputError(f"Feast does not accept {settings_file()}: {reason}; correct the file.") from error
         try:
             _ = store.registry
         except Exception as error:
-            raise ServiceError(f"Feast's registry of {home} does not open ({error}); is its database up?") from error
+            reason = hidden(str(error))
+            raise ServiceError(f"Feast's registry of {home} does not open ({reason}); is its database up?") from error
     return store
 
 
@@ -167,4 +170,8 @@ def _settings(home: Path) -> dict[str, Any]:
         raise InputError(f"{settings_file()} has no 'registry' section; start from feature_repo/feature_store.yaml.")
     if missing := re.findall(r"\$\{(\w+)\}", str(settings)):
         raise InputError(f"{settings_file()} needs {', '.join(sorted({*missing}))}; set it in the environment.")
+    online = settings.get("online_store")
+    if isinstance(online, dict) and online.get("type") == "redis" and online.get("skip_dedup") is not True:
+        # Feast would drop rows that are older than those there: one row from a fast clock freezes a user for years.
+        raise InputError(f"{settings_file()} lets Redis drop rows; write 'skip_dedup: true' into its 'online_store'.")
     return settings

@@ -1,6 +1,7 @@
 """`make images`: build the images with docker, podman or buildah, whichever is there.
 
     python -m images.build [KIND ...]
+    python -m images.build --push [KIND ...]    # and note the digests in build/images.json, for manifests and pipelines
 
 TESSERA_IMAGE_ENGINE chooses the engine, TESSERA_IMAGE_PYTHON another image with Python to start from. pip inside the
 builds is configured as pip is here; PIP_EXTRA_INDEX_URL of torch's CPU builds, say, makes images without CUDA.
@@ -15,16 +16,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from components.images import FOLDERS, ROOT, image
+from components.images import DIGESTS, FOLDERS, ROOT, image
 from images.engine import Engine
 from tessera.errors import InputError, TesseraError
+from tessera.files import read_json, write_json
 
 DEBIAN = "localhost/tessera-debian-python:bookworm"
 FROM_PYTHON = "ARG PYTHON="
 
 
 def main(kinds: list[str]) -> int:
-    """Build the kinds named, or all, after their base; print how large they are."""
+    """Build the kinds named, or all, after their base; print how large they are, or push them."""
+    push = "--push" in kinds
+    kinds = [kind for kind in kinds if kind != "--push"]
     try:
         if unknown := set(kinds) - set(FOLDERS):
             raise InputError(f"there is no image {min(unknown)!r}; choose of {', '.join(FOLDERS)}.")
@@ -34,6 +38,10 @@ def main(kinds: list[str]) -> int:
         with pip_configuration() as (secret, mounts):
             for kind in wanted:
                 build(engine, kind, python, secret, mounts)
+        if push:
+            digests = {image(kind): engine.push(image(kind)) for kind in wanted}
+            DIGESTS.parent.mkdir(exist_ok=True)
+            write_json(DIGESTS, (read_json(DIGESTS) if DIGESTS.exists() else {}) | digests)
     except TesseraError as error:
         print(f"images: {error}", file=sys.stderr)
         return 2
@@ -116,14 +124,14 @@ def settings_of(listed: str) -> dict[str, str]:
 
 
 def local_paths(settings: Mapping[str, str]) -> list[Path]:
-    """Indexes, folders of wheels and certificates that are on this machine."""
+    """Indexes, folders of wheels, certificates and constraints that are on this machine."""
 
     def named(*keys: str) -> list[Path]:
         return [Path(word.removeprefix("file://")) for key in keys for word in settings.get(key, "").split()]
 
     # An index is a folder of pages that link to files beside it.
     indexes = [path.parent for path in named("index-url", "extra-index-url")]
-    found = {*indexes, *named("find-links", "cert", "client-cert")}
+    found = {*indexes, *named("find-links", "cert", "client-cert", "constraint")}
     return sorted(path for path in found if path.is_absolute() and path.exists())
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,25 @@ class Engine:
         variables = {"BUILDAH_ISOLATION": "chroot", **os.environ, "DOCKER_BUILDKIT": "1"}
         if subprocess.run([*command, str(context)], env=variables, check=False).returncode:
             raise InputError(f"{image} could not be built; what {self.name} says above tells why.")
+
+    def push(self, image: str) -> str:
+        """Put an image into its registry; returns the digest that the registry knows it by, as sha256:...
+
+        Raises:
+            InputError: the registry did not take it.
+        """
+        with tempfile.TemporaryDirectory(prefix="tessera-push-") as folder:
+            noted = Path(folder) / "digest"
+            more = [] if self.name == "docker" else ["--digestfile", str(noted)]
+            if subprocess.run([self.name, "push", *more, image], check=False).returncode:
+                raise InputError(
+                    f"{image} could not be pushed; set TESSERA_IMAGE_PREFIX to your registry, and log in to it."
+                )
+            if noted.exists():
+                return noted.read_text(encoding="utf-8").strip()
+        known = json.loads(self.said("image", "inspect", image))[0]["RepoDigests"]
+        name = image.rpartition(":")[0]
+        return next(one.partition("@")[2] for one in known if one.partition("@")[0].endswith(name))
 
     def confined(self, image: str, volumes: Mapping[Path, str]) -> list[str]:
         """The start of a command line that runs something in an image: no network, no privileges, a read-only root."""

@@ -15,6 +15,8 @@ from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
 from tessera.processes import ending_in_order
+from tessera.proxies import spare_loopback
+from tessera.secrets import hidden, refuse
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder of the run.")]
 Home = Annotated[
@@ -147,13 +149,19 @@ def versions(
 ) -> None:
     """List the registered tokenizers and policies, and who made which of them the champion, when and why.
 
+    A promotion, rollback or refresh that died half way is finished or undone first; one that is under way is named.
+
     Args:
         mlflow_url: MLflow tracking and registry URI; else MLFLOW_TRACKING_URI, else the embedded one.
     """
+    from components.promote import moves
     from serving import journal
     from serving.registry import Registry
 
-    found = Registry(_home(home), mlflow_url).versions()
+    folder = _home(home)
+    if unfinished := moves.glance(folder, mlflow_url):
+        sys.stderr.write(f"tessera: {unfinished}\n")
+    found = Registry(folder, mlflow_url).versions()
     if not found:
         raise InputError("nothing is registered yet; `tessera run training` registers a tokenizer and a policy.")
     plain(f"{'model':<14}{'version':<9}{'bundle':<14}{'tokenizer':<14}{'test NDCG@10':<14}aliases")
@@ -217,7 +225,7 @@ def precompute(
     """
     from components.precompute.precomputing import precompute as start
 
-    done = start(_home(home or platform.home), everyone=everyone, k=k, batch_size=batch_size, chunk=chunk)
+    done = start(_home(home or platform.home), platform, everyone=everyone, k=k, batch_size=batch_size, chunk=chunk)
     plain(
         f"{done['decoded']} of {done['users']} users decoded with policy {done['policy_version']}, "
         f"{done['fresh']} lists were up to date, {done['unknown']} users have bought nothing it knows; "
@@ -247,7 +255,7 @@ def recommend(
         features_url: host:port of the feature server.
         timeout: seconds to wait.
     """
-    from tessera_client import Recommender
+    from tessera_rec_client import Recommender
 
     if not user and not history:
         raise InputError("give --user ID, or --history ID once for each purchase.")
@@ -407,16 +415,28 @@ def _defaults(arguments: list[str]) -> Settings:
     return preset(name)  # type: ignore[arg-type]
 
 
+def _refuse_secrets(arguments: list[str]) -> None:
+    """Before anything reads the command line: what reads it may repeat it in a message."""
+    flag = ""
+    for one in arguments:
+        name, separator, value = one.partition("=")
+        if one.startswith("--"):
+            flag = name.strip("-")
+        refuse(flag, value if one.startswith("--") and separator else one)
+
+
 def _client_errors() -> tuple[type[Exception], ...]:
     """The thin client's errors, once a command has imported it."""
-    client = sys.modules.get("tessera_client")
+    client = sys.modules.get("tessera_rec_client")
     return (client.TesseraClientError,) if client else ()
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; an expected failure prints one sentence and exits with 2."""
     given = sys.argv[1:] if arguments is None else arguments
+    spare_loopback()
     try:
+        _refuse_secrets(given)
         settings = _defaults(given)
         commands = {**COMMANDS, "run": partial(run, settings=settings), "demo": partial(demo, settings=settings)}
         commands |= {name: partial(COMMANDS[name], settings=settings) for name in ("compile", "submit", "bench")}
@@ -428,7 +448,7 @@ def main(arguments: list[str] | None = None) -> None:
                 args=given,
             )
     except (TesseraError, *_client_errors()) as error:
-        sys.stderr.write(f"tessera: {error}\n")
+        sys.stderr.write(f"tessera: {hidden(str(error))}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("tessera: interrupted; the same command goes on from here.\n")

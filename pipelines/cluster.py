@@ -14,7 +14,7 @@ from kfp import dsl, kubernetes
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_context import Pipeline
 
-from components.images import image
+from components.images import image, pinned
 from components.notify.component import notify
 from pipelines.settings import ClusterSettings, labels_of, shards_of
 from pipelines.steps import light
@@ -31,7 +31,6 @@ CONFIGURED_PERHAPS = (
 SECRETS = {
     "tessera-catalogue": ("TESSERA_CATALOGUE_URL",),
     "tessera-models": ("OPENAI_API_KEY",),
-    "tessera-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "tessera-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "tessera-feast": (
         "FEAST_REGISTRY_URL", "FEAST_REDIS", "FEAST_OFFLINE_HOST", "FEAST_OFFLINE_PORT", "FEAST_OFFLINE_DATABASE",
@@ -39,10 +38,12 @@ SECRETS = {
     ),
     "tessera-notify": ("TESSERA_NOTIFY_URL",),
 }  # fmt: skip
+# No step has the key of the bundles' bucket: bundles go to MLflow and come from it. Steps that decode photos and texts
+# of strangers, and those that train on them, have no account there either.
 NEEDED = {
-    "enrich": ("tessera-catalogue", "tessera-models", "tessera-s3"),
+    "enrich": ("tessera-catalogue", "tessera-models"),
     "train": (),
-    "publish": ("tessera-mlflow", "tessera-feast", "tessera-s3", "tessera-notify"),
+    "publish": ("tessera-mlflow", "tessera-feast", "tessera-notify"),
 }
 # Embedded models need no key, and not everybody wants to be told.
 OPTIONAL = ("tessera-models", "tessera-notify")
@@ -84,6 +85,7 @@ def _reported(steps: Callable[..., Any], name: str, cluster: ClusterSettings) ->
 def _equip(task: PipelineTask, cluster: ClusterSettings) -> None:
     """Give a step what its kind needs."""
     kind = next(kind for kind in NEEDED if task.container_spec.image == image(kind))
+    task.set_container_image(pinned(kind))
     kubernetes.mount_pvc(task, VOLUME, MOUNT)
     kubernetes.use_config_map_as_env(task, CONFIG, _same(CONFIGURED))
     kubernetes.use_config_map_as_env(task, CONFIG, _same(CONFIGURED_PERHAPS), optional=True)

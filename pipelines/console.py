@@ -7,6 +7,7 @@ import time
 from typing import TextIO
 
 from components.stage import FAILED
+from tessera.secrets import hidden
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LOG = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - [A-Z]+ - (.*)$")
@@ -22,7 +23,7 @@ _SPOKEN = re.compile(r"^(?P<stage>[a-z]+(-[a-z]+)*): (?P<text>.+)$")
 class Console(io.TextIOBase):
     """Stands in for standard output while the pipeline runs.
 
-    Every line goes to `log`; steps, progress bars and the steps' own messages go to `screen`.
+    Every line goes, without secrets, to `log`; steps, progress bars and the steps' own messages go to `screen`.
 
     Attributes:
         reused: steps whose outputs came from an earlier run.
@@ -43,7 +44,7 @@ class Console(io.TextIOBase):
     def write(self, text: str) -> int:
         """Take any piece of text; act on each finished line."""
         *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
+        for line in map(hidden, lines):
             self.log.write(line + "\n")
             self._read(_ANSI.sub("", line))
         self.log.flush()

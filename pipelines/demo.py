@@ -17,7 +17,7 @@ from tessera.schema import read_table
 
 def demo(settings: Settings, out: Path, users: int) -> None:
     """Train, promote, serve, ask for a few users, stop the servers."""
-    from tessera_client import Recommender
+    from tessera_rec_client import Recommender
 
     runs.training(settings, out)
     # Ports are the machine's to choose here, so that a demo never meets a server that runs already.

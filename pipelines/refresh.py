@@ -19,7 +19,8 @@ from pipelines.steps import gated_catalogue, heavy, light
 def _publish(after: PipelineTask, **given: Any) -> None:
     """Publish, then renew the cached lists that it made stale."""
     done = light(publish_refresh(**given).after(after)).set_caching_options(False)
-    heavy(precompute_users(home=given["home"], renew=True).after(done)).set_caching_options(False)
+    told = {name: given[name] for name in ("home", "settings")}
+    heavy(precompute_users(renew=True, **told).after(done)).set_caching_options(False)
 
 
 @dsl.pipeline(name="tessera-refresh", description="New and changed items into what is served, without training")

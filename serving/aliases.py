@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 TOKENIZER, POLICY = "sid-tokenizer", "sid-policy"
 PENDING = "pending_move"
-MOVED_WITHIN_S = 60.0
-"""A move takes a few requests; one that was announced longer ago was left by a process that died."""
+MOVED_WITHIN_S, CLOCKS_DIFFER_S = 60.0, 5.0
+"""A move takes a few requests; one that was announced longer ago was left by a process that died. So was one that was
+announced later than now by more than the clocks of two machines differ: nobody waits for a clock that is ahead."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,21 @@ class Aliases:
     previous: str | None = None
     champion: str | None = None
     canary: str | None = None
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """A move as its tag announces it; `when` by the clock of the machine that makes it, in seconds since 1970."""
+
+    before: Aliases
+    after: Aliases
+    home: str
+    when: float
+
+    @property
+    def is_recent(self) -> bool:
+        """Whether somebody may be in the midst of it."""
+        return -CLOCKS_DIFFER_S < time.time() - self.when < MOVED_WITHIN_S
 
 
 def registered(client: "MlflowClient", model: str) -> "RegisteredModel | None":
@@ -65,7 +81,8 @@ def tokenizer_of(client: "MlflowClient", tokenizer: str, whose: str) -> str:
 def settle(client: "MlflowClient", home: str) -> Aliases:
     """Finish or undo an interrupted move and let the tokenizer's aliases follow the policy's; returns the result.
 
-    A move whose champion is in place is finished, any other is undone, and one that is under way is left alone.
+    A move whose champion is in place is finished, any other is undone, and one that is under way is left alone. An
+    announcement that cannot be read is taken away, and the policy's aliases stay where they are.
 
     Args:
         home: where this process moves from, as "host:path"; it holds the lock there.
@@ -75,13 +92,13 @@ def settle(client: "MlflowClient", home: str) -> Aliases:
         return Aliases()
     aliases, pending = named(policy), policy.tags.get(PENDING)
     now = Aliases(**{alias: aliases.get(alias) for alias in asdict(Aliases())})
-    if pending and _under_way(pending, home):
+    announced = _read(pending)
+    if announced is not None and announced.home != home and announced.is_recent:
         return now
-    if pending:
-        before, after = (Aliases(**json.loads(pending)[key]) for key in ("before", "after"))
-        now = after if now.champion == after.champion else before
+    if announced is not None:
+        now = announced.after if now.champion == announced.after.champion else announced.before
     _point(client, now)
-    if pending:
+    if pending is not None:
         client.delete_registered_model_tag(POLICY, PENDING)
     return now
 
@@ -102,8 +119,8 @@ def move(client: "MlflowClient", home: str, change: Callable[[Aliases], Aliases]
     for version in {*asdict(after).values()} - {None}:
         policy = client.get_model_version(POLICY, version)
         tokenizer_of(client, policy.tags.get("tokenizer_version", ""), f"version {version} of {POLICY}")
-    announced = json.dumps({"before": asdict(before), "after": asdict(after), "home": home, "when": time.time()})
-    client.set_registered_model_tag(POLICY, PENDING, announced)
+    announced = _Announced(before, after, home, time.time())
+    client.set_registered_model_tag(POLICY, PENDING, json.dumps(asdict(announced)))
     try:
         _point(client, after)
     except Exception:
@@ -116,9 +133,16 @@ def move(client: "MlflowClient", home: str, change: Callable[[Aliases], Aliases]
         client.delete_registered_model_tag(POLICY, PENDING)
 
 
-def _under_way(pending: str, home: str) -> bool:
-    announced = json.loads(pending)
-    return bool(announced["home"] != home and time.time() - announced["when"] < MOVED_WITHIN_S)
+def _read(pending: str | None) -> _Announced | None:
+    """The move that a tag announces; None where there is none, or what nobody can read."""
+    try:
+        read = json.loads(pending or "")
+        before, after = (Aliases(**read[key]) for key in ("before", "after"))
+        if not all(isinstance(one, str | None) for aliases in (before, after) for one in asdict(aliases).values()):
+            return None
+        return _Announced(before, after, str(read["home"]), float(read["when"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def _point(client: "MlflowClient", target: Aliases) -> None:

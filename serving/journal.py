@@ -12,6 +12,7 @@ from serving.registry import Registry, Version
 from serving.tracking import speaking_of
 
 TAG = "moves"
+TIME = "%Y-%m-%dT%H:%M:%SZ"
 LONGEST = 4500
 """Characters of the tag, of the 5000 that MLflow keeps; the oldest entries go first."""
 
@@ -23,7 +24,7 @@ class Entry:
     when: str
     """UTC, as 2026-11-03T12:00:00Z."""
     outcome: str
-    """promoted, rolled back, failed, or again champion."""
+    """promoted, rolled back, failed, again champion, or refreshed."""
     who: str
     why: str
     detail: str
@@ -36,7 +37,7 @@ def record(registry: Registry, number: str, outcome: str, who: str, why: str, de
     Raises:
         ServiceError: the registry does not answer.
     """
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = datetime.now(timezone.utc).strftime(TIME)
     entry = Entry(now, outcome, (who or whoami())[:100], why[:500], detail[:500])
     with speaking_of(registry.url):
         kept = [*entries(registry.client.get_model_version(POLICY, number).tags), entry]

@@ -11,6 +11,7 @@ release serves; going back to an earlier policy exports it again under the next 
 
 import os
 import py_compile
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from serving.model_config import MODEL, model_config
 from serving.probe import Served
 from tessera.bundle import MANIFEST, Manifest, load_manifest
 from tessera.errors import BundleError, InputError, ServiceError
-from tessera.files import sha256_file, write_text
+from tessera.files import sha256_file, sync, sync_tree, write_text
 from tessera.schema import read_table
 
 KEEP = 3
 """Releases that `prune` leaves; the newest serves, the others are there to look at."""
 
 _SIDS = "sids.parquet"  # in the policy bundle
+_NAMES = re.compile(r"model\.py|policy|__pycache__(/model\.[\w.-]+)?|sids-[0-9a-f]{12}\.parquet")
 _MODEL_PY = '''"""Written by Tessera with each release; the code is in serving/triton_model.py."""
 
 from importlib import import_module
@@ -137,11 +139,12 @@ def newest(repository: str | Path) -> Release:
 
 
 def read_release(folder: Path) -> Release:
-    """Describe the release in a folder.
+    """Describe the release in a folder; the hashes of its bundle are checked when it is loaded.
 
     Raises:
-        BundleError: its bundle is not whole.
+        BundleError: its bundle is not whole, or it holds what no release has: Triton's Python imports from its folder.
     """
+    _check_names(folder)
     manifest = load_manifest(folder / "policy", "policy", verify=False)
     sids = next(folder.glob("sids-*.parquet"), None)
     index_version = sids.stem.removeprefix("sids-") if sids else _own_index(manifest)
@@ -171,6 +174,17 @@ def prune(repository: str | Path) -> None:
     """Remove all but the newest few releases."""
     for old in releases(repository)[:-KEEP]:
         withdraw(repository, old)
+
+
+def _check_names(folder: Path) -> None:
+    names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("__pycache__/*"))]
+    strangers = [name for name in names if not _NAMES.fullmatch(name) or (folder / name).is_symlink()]
+    several = [name for name in names if name.startswith("sids-")][1:]
+    if strangers or several:
+        raise BundleError(
+            f"release {folder.name} in {folder.parent} holds {min(strangers or several)!r}, which no release has; "
+            "remove the release and promote its policy again."
+        )
 
 
 def _check_sids(sids: Path, manifest: Manifest) -> str:
@@ -224,7 +238,9 @@ def _place(bundle: Path, manifest: Manifest, folder: Path, sids: Path | None, in
         write_text(staging / "model.py", _MODEL_PY)
         _compile(staging / "model.py", folder / "model.py")
         staging.chmod(0o755)
+        sync_tree(staging)
         staging.rename(folder)
+        sync(folder.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

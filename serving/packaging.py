@@ -1,9 +1,12 @@
-"""A bundle as an MLflow model: signature, input example, and the script that loads it; nothing is pickled."""
+"""A bundle as an MLflow model: signature, input example, and the code that loads it; nothing is pickled."""
 
 import importlib.metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from packaging.version import Version
+
+import tessera
 from tessera.bundle import Manifest
 from tessera.errors import BundleError
 
@@ -11,12 +14,15 @@ SCRIPTS = {
     "tokenizer": Path(__file__).with_name("pyfunc_tokenizer.py"),
     "policy": Path(__file__).with_name("pyfunc_policy.py"),
 }
+NEEDED = ("mlflow", "pandas", "numpy", "pyarrow", "safetensors", "tokenizers", "torch", "tqdm", "transformers")
+"""What the scripts and the part of `tessera` that they load import."""
 
 
 def save_pyfunc(folder: Path, bundle: Path, manifest: Manifest) -> None:
     """Write the bundle as a pyfunc model to `folder`, which must not exist or be empty.
 
-    The requirements are stated and not inferred: inference would load the model in a second process.
+    The package `tessera` goes along as source, because no package index has it. The requirements are stated and not
+    inferred: inference would load the model in a second process.
     """
     import mlflow
     from mlflow.models import ModelSignature
@@ -31,25 +37,30 @@ def save_pyfunc(folder: Path, bundle: Path, manifest: Manifest) -> None:
         artifacts={"bundle": str(bundle)},
         signature=ModelSignature(inputs, outputs, params),
         input_example=example,
+        code_paths=[str(Path(tessera.__file__).parent)],
         pip_requirements=_requirements(),
         metadata={"bundle_version": manifest.version, "tokenizer_version": manifest.parent or manifest.version},
     )
 
 
 def find_bundle(model: Path) -> Path:
-    """The bundle inside a pyfunc model's folder.
+    """The bundle inside a pyfunc model's folder; the model's own code is not run.
 
     Raises:
-        BundleError: the folder is not a model that `save_pyfunc` wrote.
+        BundleError: the folder is not a model that `save_pyfunc` wrote, or it names a bundle outside itself.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
+    from yaml import YAMLError
 
     try:
         flavour = Model.load(str(model)).flavors["python_function"]
-        return model / str(flavour["artifacts"]["bundle"]["path"])
-    except (MlflowException, OSError, KeyError, TypeError) as error:
+        name = PurePosixPath(flavour["artifacts"]["bundle"]["path"])
+    except (MlflowException, YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{model} is not a model registered by Tessera ({error}); register it again.") from None
+    if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in str(name):
+        raise BundleError(f"{model} names its bundle as {str(name)!r}, outside itself; do not use this model.")
+    return model / name
 
 
 def _policy_schema(bundle: Path) -> tuple[Any, Any, Any, Any]:
@@ -82,5 +93,5 @@ def _tokenizer_schema(manifest: Manifest) -> tuple[Any, Any, Any, Any]:
 
 
 def _requirements() -> list[str]:
-    found = ["mlflow", "pandas", "torch", "numpy", "tessera-rec"]
-    return [f"{name}=={importlib.metadata.version(name)}" for name in found]
+    """At the versions that are installed here, as a package index has them: without a local part such as +cpu."""
+    return [f"{name}=={Version(importlib.metadata.version(name)).public}" for name in NEEDED]

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from serving.control import HEADER
 from serving.model_config import MODEL
 from tessera.errors import ServiceError
 
@@ -65,36 +66,48 @@ def ask(http_url: str, timeout_s: float = 30.0, history: Sequence[str] = ()) -> 
     return Served(str(outputs["policy_version"][0]), str(outputs["index_version"][0]))
 
 
-def load(http_url: str) -> None:
+def load(http_url: str, key: str) -> None:
     """Make a server with explicit model control load the newest release.
+
+    Args:
+        key: to its control plane (see `serving.control`).
 
     Raises:
         StillLoading: it is at it for too long.
         ServiceError: it is not up, or refused the release and serves the one before.
     """
     try:
-        post(f"{http_url}/v2/repository/models/{MODEL}/load", {}, LOAD_S)
+        post(f"{http_url}/v2/repository/models/{MODEL}/load", {}, LOAD_S, key)
     except TooSlow:
         raise StillLoading(
             f"{http_url} has been loading its newest release for {LOAD_S:.0f} s and goes on; release it again to wait."
         ) from None
 
 
-def post(url: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+def post(url: str, body: dict[str, Any], timeout_s: float, key: str = "") -> dict[str, Any]:
     """POST to Triton and return its JSON answer.
+
+    Args:
+        key: to its control plane, where the call needs it.
 
     Raises:
         TooSlow: no answer in time.
         ServiceError: not up, or refused with Triton's reason.
     """
+    headers = {HEADER: key} if key else {}
     try:
-        response = httpx.post(url, json=body, timeout=timeout_s, trust_env=False)
+        response = httpx.post(url, json=body, headers=headers, timeout=timeout_s, trust_env=False)
     except httpx.TimeoutException:
         raise TooSlow(f"Triton did not answer {url} within {timeout_s:.0f} s; look into its log.") from None
     except httpx.HTTPError as error:
         raise ServiceError(f"no Triton server answers at {url} ({type(error).__name__}); start it.") from None
     if response.is_success:
         return dict(response.json()) if response.content else {}
+    if response.status_code == httpx.codes.FORBIDDEN:
+        raise ServiceError(
+            f"Triton refused {url}: the key to its control plane is not this one, but that of a later start or of "
+            f"another user's server; try again, as the user who started the server."
+        )
     try:
         reason = str(response.json()["error"])
     except (ValueError, KeyError, TypeError):

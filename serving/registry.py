@@ -6,12 +6,14 @@ a model whose `predict` recommends.
 
 import fcntl
 import json
+import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,11 +23,13 @@ from serving.aliases import POLICY, TOKENIZER, Aliases
 from serving.packaging import find_bundle, save_pyfunc
 from serving.tracking import Curves, connect, default_url, experiment_id, scalars, speaking_of, write_run
 from tessera.bundle import Manifest, load_manifest
-from tessera.errors import InputError
+from tessera.errors import BundleError, InputError
+from tessera.files import sync_tree
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+_DIGEST = re.compile("[0-9a-f]{12}")
 MODELS = {"tokenizer": TOKENIZER, "policy": POLICY}
 DOWNLOADS = "downloads"
 """Folder of a home with the bundles that came from another machine; it may be removed, and is filled again."""
@@ -68,10 +72,13 @@ class Registry:
         self._mover = f"{socket.gethostname()}:{self.home}"
         with self._locked():  # two processes must not both create the tables
             self.client = connect(self.url)
-            # An MLflow server knows where its artefacts belong; a bare database does not.
-            artefacts = None if self.url.startswith("http") else self.home / "mlartifacts"
-            with speaking_of(self.url):
-                self.experiment = experiment_id(self.client, artefacts)
+
+    @cached_property
+    def experiment(self) -> str:
+        """The experiment of all runs, made by the first who writes: an account that only reads has not the right."""
+        # An MLflow server knows where its artefacts belong; a bare database does not.
+        artefacts = None if self.url.startswith("http") else self.home / "mlartifacts"
+        return experiment_id(self.client, artefacts)
 
     def log_run(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, Any], curves: Curves | None = None,
                 artefacts: Sequence[str | Path] = ()) -> str:
@@ -174,11 +181,22 @@ class Registry:
         Raises:
             BundleError, ServiceError: as `download`.
         """
-        model = version.model
+        model, promised = version.model, version.bundle_version
+        if not _DIGEST.fullmatch(promised):
+            raise BundleError(
+                f"version {version.version} of {model} is tagged with {promised!r}, which is no version of a bundle; "
+                "register the bundle again."
+            )
         with speaking_of(self.url), self._locked():
             uri = self.client.get_model_version_download_uri(model, version.version)
-            bundle = find_bundle(self._fetch(uri, self.home / DOWNLOADS / f"{model}-{version.bundle_version}"))
-        load_manifest(bundle, next(kind for kind, name in MODELS.items() if name == model))
+            bundle = find_bundle(self._fetch(uri, self.home / DOWNLOADS / f"{model}-{promised}"))
+        manifest = load_manifest(bundle, next(kind for kind, name in MODELS.items() if name == model))
+        found = (manifest.version, manifest.parent or manifest.version)
+        if found != (promised, version.tokenizer_version):
+            raise BundleError(
+                f"version {version.version} of {model} is registered as bundle {promised} of tokenizer "
+                f"{version.tokenizer_version}, its artefacts hold {found[0]} of {found[1]}; register the bundle again."
+            )
         return bundle
 
     def artefacts(self, version: Version, folder: str) -> Path:
@@ -287,6 +305,7 @@ class Registry:
             folder.parent.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as staging:
                 found = download_artifacts(uri, dst_path=staging, tracking_uri=self.url, registry_uri=self.url)
+                sync_tree(Path(found))
                 Path(found).rename(folder)
         return folder
 
@@ -348,6 +367,14 @@ def _describe(row: "ModelVersion", aliases: dict[str, str]) -> Version:
     return Version(
         row.name, number, row.tags.get("bundle_version", ""), row.tags.get("tokenizer_version", ""),
         tuple(sorted(alias for alias, version in aliases.items() if version == number)),
-        json.loads(row.tags.get("metrics", "{}")),
+        _metrics(row.tags.get("metrics", "{}")),
         datetime.fromtimestamp(row.creation_timestamp / 1000, timezone.utc), row.run_id, dict(row.tags),
     )
+
+
+def _metrics(tag: str) -> dict[str, float]:
+    """The numbers in a version's tag; one that cannot be read counts as empty."""
+    try:
+        return scalars(json.loads(tag))
+    except (ValueError, AttributeError, RecursionError):
+        return {}

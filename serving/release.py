@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from serving.control import key_of
 from serving.model_repository import export, newest, prune, releases, withdraw
 from serving.probe import StillLoading, ask, load
 from serving.server import http_url_of, running
@@ -23,10 +24,13 @@ def release(policy_bundle: str | Path, repository: str | Path, http_url: str | N
     Raises:
         BundleError: the bundle or the SIDs cannot be served together.
         StillLoading: the server is at it for too long; the release stays, and serves once it is loaded.
-        ServiceError: the server refused the release; it was withdrawn and the one before keeps serving.
+        ServiceError: the server refused the release, which was withdrawn, and the one before keeps serving; or the key
+            to its control plane is not at hand.
     """
     before = releases(repository)
     url = http_url or _embedded(repository)
+    if url is not None:
+        key_of(repository)  # without it nothing would serve what is written now
     folder = export(policy_bundle, repository, **options)
     if url is not None:
         _load_or_withdraw(url, repository, int(folder.name), before)
@@ -49,7 +53,7 @@ def reload(http_url: str, repository: str | Path) -> str:
         ServiceError: the server is not up, refused the release, or answers with another one.
     """
     wanted = newest(repository)
-    load(http_url)
+    load(http_url, key_of(repository))
     answered = ask(http_url)
     if answered != wanted.answer:
         raise ServiceError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from serving import triton_env
+from serving import control, triton_env
 from serving.model_config import MODEL
 from serving.model_repository import newest
 from serving.probe import PROBE_S, ask, load
@@ -25,6 +25,8 @@ from tessera.files import read_json, write_json
 
 STATE = "server.json"
 STARTUP_S, STOP_S = 180.0, 5
+DEAD_S = 10.0
+"""A starting server that has no process for its model for so long gets none any more: Triton waits for a killed one."""
 MODEL_PROCESS = "triton_python_b"
 """What the system calls the stub that runs a release."""
 STACK_KB = 1 << 20
@@ -35,8 +37,8 @@ class TritonServer:
     """An embedded tritonserver; a context manager that is ready inside the block and gone after it.
 
     Args:
-        repository: model repository with at least one release (see `serving.model_repository.export`). `server.log` and
-            `server.json`, the running server's state, are written beside it.
+        repository: model repository with at least one release (see `serving.model_repository.export`). `server.log`,
+            `server.json`, the running server's state, and `control.key` (see `serving.control`) are written beside it.
         http_port, grpc_port, metrics_port: 0 takes a free one.
         feature_server: URL of Feast's feature server beside it, instead of the one that each release was exported with.
     """
@@ -90,18 +92,18 @@ class TritonServer:
         if other := running(self.repository):
             raise ServiceError(f"a server of {self.repository} runs already (process {other['pid']}); stop it first.")
         _refuse_busy(self.host, self.ports)
-        environment = triton_env.ensure()
+        environment, key = triton_env.ensure(), control.renew(self.repository)
         # A restart keeps what its predecessor said.
         with self.log.open("wb" if self._log_start is None else "ab") as log:
             self._log_start = log.tell()
             self._process = processes.start(
-                self._command(environment), env=self._variables(environment), stdout=log, stderr=subprocess.STDOUT
+                self._command(environment, key), env=self._variables(environment), stdout=log, stderr=subprocess.STDOUT
             )
         try:
             # Written before the wait: a release made meanwhile either finds this server or is found by it.
             state = {"pid": self._process.pid, "id": self._id, "host": self.host, **self.ports}
             write_json(self.repository.parent / STATE, state)
-            self._wait_until_ready()
+            self._wait_until_ready(key)
         except BaseException:
             self.stop()
             raise
@@ -126,7 +128,7 @@ class TritonServer:
         if (status := self.poll()) is not None:
             raise ServiceError(f"the Triton server ended with status {status}; its log is {self.log}.")
         # Killed under load, it leaves Triton waiting for it: a question would only time out.
-        if not any(one.name.startswith(MODEL_PROCESS) for one in children(self.pid or 0)):
+        if not self._has_model_process():
             raise ServiceError(f"the policy's process is gone; Triton's log is {self.log}.")
         ask(self.http_url, PROBE_S)
 
@@ -157,6 +159,7 @@ class TritonServer:
             state = self.repository.parent / STATE
             if read_json(state).get("id") == self._id:
                 state.unlink()
+                control.forget(self.repository)
 
     def __enter__(self) -> "TritonServer":
         return self.start()
@@ -168,7 +171,7 @@ class TritonServer:
         own = {} if self.feature_server is None else {FEATURE_SERVER: self.feature_server}
         return environment.variables() | own
 
-    def _command(self, environment: triton_env.TritonEnvironment) -> list[str]:
+    def _command(self, environment: triton_env.TritonEnvironment, key: str) -> list[str]:
         triton, ports = environment.triton, self.ports
         # A shell only to set the limit, where the system allows it; it becomes the server.
         shell = ["/bin/sh", "-c", f'ulimit -S -s {STACK_KB} 2>/dev/null; exec "$0" "$@"']
@@ -181,27 +184,36 @@ class TritonServer:
             "--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0",
             f"--http-address={self.host}", f"--grpc-address={self.host}", f"--metrics-address={self.host}",
             f"--http-port={ports['http']}", f"--grpc-port={ports['grpc']}", f"--metrics-port={ports['metrics']}",
+            *control.flags(key),
         ]  # fmt: skip
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, key: str) -> None:
         """Ready is an answer of the newest policy from the process started here: Triton's own word is not enough."""
         assert self._process is not None
-        deadline, problem = time.monotonic() + self.startup_s, "no answer"
-        while time.monotonic() < deadline:
+        alive = time.monotonic()
+        deadline, problem = alive + self.startup_s, "no answer"
+        while (now := time.monotonic()) < deadline:
             if (status := self._process.poll()) is not None:
                 raise ServiceError(f"the Triton server ended with status {status} while starting: {self._log_tail()}")
+            if self._has_model_process():
+                alive = now
+            elif now - alive > DEAD_S:
+                raise ServiceError(f"the policy's process died while the Triton server started: {self._log_tail()}")
             try:
                 if server_id(self.http_url) == self._id:
-                    answered, wanted = ask(self.http_url), newest(self.repository)
+                    answered, wanted = ask(self.http_url, DEAD_S), newest(self.repository)
                     if answered == wanted.answer:
                         return
                     problem = f"it answers with {answered} instead of {wanted.answer}"
-                    load(self.http_url)  # the release came while the server started
+                    load(self.http_url, key)  # the release came while the server started
             except ServiceError as error:
                 problem = str(error)
             time.sleep(0.1)
         waited = f"{self.startup_s:.0f} s"
         raise ServiceError(f"the Triton server was not ready after {waited} ({problem}): {self._log_tail()}")
+
+    def _has_model_process(self) -> bool:
+        return any(one.name.startswith(MODEL_PROCESS) for one in children(self.pid or 0))
 
     def _log_tail(self) -> str:
         text = self.log.read_bytes()[self._log_start :] if self.log.exists() else b""

@@ -35,6 +35,7 @@ from serving.registry import DOWNLOADS, Registry, Version
 from serving.release import release
 from serving.server import server_id
 from tessera.errors import BundleError, InputError, ServiceError, TesseraError
+from tessera.proxies import spare_loopback
 
 POLL_S, LONGEST_PAUSE_S = 5.0, 120.0
 """Between two looks; what was refused is tried again after pauses that double up to the second."""
@@ -131,10 +132,7 @@ class Follower:
             present = newest(self._repository)
         except (ServiceError, BundleError):
             return "absent"
-        newer = newer_sids.index_version(version)
-        if present.policy_version != version.bundle_version:
-            return "absent"
-        if present.sids is not None if newer is None else present.index_version != newer:
+        if not newer_sids.served_by(present, version):
             return "absent"
         if answered is None:
             return "waiting"
@@ -222,6 +220,7 @@ def main(given: list[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
     log.setLevel(logging.INFO)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    spare_loopback()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tessera import secrets
 from tessera.errors import InputError, ServiceError
+from tessera.proxies import detour
+from tessera.secrets import hidden, public
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +30,7 @@ def default_url(home: Path) -> str:
     Only a server: MLflow itself writes the databases that a process has opened into that variable.
     """
     named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    secrets.refuse("MLFLOW_TRACKING_URI", named)
     return named if named.startswith("http") else f"sqlite:///{home.resolve() / 'mlflow.db'}"
 
 
@@ -82,15 +86,10 @@ def _probe(url: str) -> None:
 
 def _unreachable(url: str, error: Exception) -> str:
     reason = str(getattr(error, "orig", None) or getattr(error, "reason", None) or error).strip().splitlines()[0]
-    return f"no MLflow registry answers at {public(url)} ({reason}); start it or check the setting platform.mlflow_url."
-
-
-def public(url: str) -> str:
-    """`url` without its password, for messages."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":***@", 1)
+    return (
+        f"no MLflow registry answers at {public(url)}{detour(url)} ({reason}); "
+        "start it or check the setting platform.mlflow_url."
+    )
 
 
 @contextmanager
@@ -102,9 +101,8 @@ def speaking_of(url: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        password = urlsplit(url).password
-        reason = reason.replace(password, "***") if password else reason
-        raise ServiceError(f"the MLflow registry at {public(url)} refused or failed: {reason}.") from error
+        reason = hidden(reason.replace(url, public(url)))
+        raise ServiceError(f"the MLflow registry at {public(url)}{detour(url)} refused or failed: {reason}.") from error
 
 
 def experiment_id(client: "MlflowClient", artifacts: Path | None) -> str:

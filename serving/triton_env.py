@@ -24,6 +24,7 @@ from tessera.errors import InputError, ServiceError
 from tessera.files import read_json, write_json, write_text
 
 NUMPY, PYTRITON = "1.26.4", "0.7.0"
+LOCK = Path(__file__).resolve().with_name("triton-requirements.lock")  # these two, with the hashes of their files
 PYTHONS, GLIBC = ((3, 10), (3, 11), (3, 12)), (2, 35)
 STAMP = "tessera.json"
 CONTAINER = "run the vendor's Triton container with the same model repository instead (see serving/README.md)"
@@ -128,9 +129,8 @@ def _make(environment: TritonEnvironment, wanted: dict[str, Any]) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     print(f"making the embedded Triton server's environment in {root} (once, about 120 MB) ...", file=sys.stderr)
     _call([sys.executable, "-m", "venv", str(root)])
-    packages = [f"numpy=={NUMPY}", f"nvidia-pytriton=={PYTRITON}"]
     pip = [str(root / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
-    _call([*pip, "--quiet", "--no-deps", *packages])
+    _call([*pip, "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(LOCK)])
     write_text(environment.site / "zz_main.pth", "\n".join(wanted["paths"]) + "\n")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copy2(environment.triton / "python_backend_stubs" / version / environment.stub.name, environment.stub)

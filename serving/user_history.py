@@ -25,11 +25,12 @@ class UserHistories:
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         self._url = url.rstrip("/")
-        self._client = httpx.Client(timeout=timeout_s, trust_env=False)
+        self._timeout_s = timeout_s
+        self._client = self._connected()
         self._asked_again = 0.0
 
     def __call__(self, users: list[str]) -> list[list[str] | None]:
-        """Histories in time order, None for an unknown user.
+        """Histories in time order, None for an unknown user; the answer names the users that it is of.
 
         Raises:
             ServiceError: there is no feature server, it is not up, too slow, or answers something else.
@@ -42,7 +43,11 @@ class UserHistories:
             body = {"features": [FEATURE], "entities": {"user_id": users}, "full_feature_names": True}
             response = self._client.post(f"{self._url}/get-online-features", json=body)
             response.raise_for_status()
-            return _column(response.json(), FEATURE.replace(":", "__"), len(users))
+            answer = response.json()
+            if _column(answer, "user_id") == users:
+                return [list(map(str, one)) if one else None for one in _column(answer, FEATURE.replace(":", "__"))]
+            self._client = self._connected()  # whoever asks over the old connection gets another's answer too
+            problem = "answered for other users than were asked"
         except httpx.TimeoutException:
             self._asked_again = time.monotonic() + PAUSE_S
             problem = "did not answer in time"
@@ -54,9 +59,9 @@ class UserHistories:
             problem = "answered something that is no feature row"
         raise ServiceError(f"the feature server at {self._url} {problem}; start it, or send a history.")
 
+    def _connected(self) -> httpx.Client:
+        return httpx.Client(timeout=self._timeout_s, trust_env=False)
 
-def _column(answer: Any, name: str, rows: int) -> list[list[str] | None]:
-    values = answer["results"][answer["metadata"]["feature_names"].index(name)]["values"]
-    if len(values) != rows:
-        raise ValueError("another number of rows")
-    return [[str(item) for item in value] if value else None for value in values]
+
+def _column(answer: Any, name: str) -> list[Any]:
+    return list(answer["results"][answer["metadata"]["feature_names"].index(name)]["values"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tessera import secrets
 from tessera.errors import InputError
 from tessera.files import write_json
 
@@ -28,9 +29,11 @@ class CatalogueSettings:
     """Drop users and items with fewer interactions, repeatedly; 0 or 1 keeps all. Use 0 for pre-filtered data."""
     download_images: bool = True
     """Fetch photo URLs of an `amazon` source; what is already on disk is not fetched again."""
+    private_addresses: bool = False
+    """Fetch photos also from addresses of private networks, as of your own image server."""
     url: str = ""
     """SQLAlchemy URL of the catalogue; else TESSERA_CATALOGUE_URL, else SQLite in the platform's home.
-    PostgreSQL: postgresql+psycopg://..."""
+    PostgreSQL: postgresql+psycopg://... A URL with a password is only taken from the variable."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,8 @@ class PlatformSettings:
     """Folder of registry, feature store and served models, shared by the runs over one catalogue; else TESSERA_HOME,
     else `.tessera/<catalogue>`."""
     mlflow_url: str = ""
-    """MLflow tracking and registry URI; else the server that MLFLOW_TRACKING_URI names, else the embedded one."""
+    """MLflow tracking and registry URI; else the server that MLFLOW_TRACKING_URI names, else the embedded one. The
+    account is read from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
     host: str = "127.0.0.1"
     """Address that the embedded servers listen on."""
     http_port: int = 8000
@@ -404,8 +408,9 @@ def check(settings: Settings) -> None:
     """Refuse what would fail hours later, or run otherwise than it was meant; for every place where settings enter.
 
     Raises:
-        InputError: a number out of range, or a folder for the shop, which reads none.
+        InputError: a number out of range, a folder for the shop, which reads none, or a secret.
     """
+    secrets.refuse_in(settings)
     for name in LEAST:
         check_section(name, getattr(settings, name))
     if settings.seed < 0:

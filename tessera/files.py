@@ -76,7 +76,7 @@ def read_key(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; it is written when the server that it is the key of starts.") from None
+        raise InputError(f"{path} does not exist; it is written when its server starts.") from None
     except PermissionError:
         raise InputError(f"{path} is the key of another user; run this as the user whose server it is.") from None
 

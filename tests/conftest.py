@@ -25,6 +25,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from xdist.scheduler import LoadScopeScheduling
 
+from serving.accounts import ensure as ensure_accounts
 from tessera.config import PolicySettings
 from tessera.policy import backbone as backbones
 from tessera.policy.bundle import save_policy
@@ -195,13 +196,13 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 def mlflow_server(
     new_database: Callable[[], str], object_store: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """A real MLflow as in k8s/base/mlflow.yaml, on PostgreSQL and S3 with accounts: the variables of its clients."""
+    """A real MLflow as in k8s/base/mlflow.yaml, on PostgreSQL and S3 with accounts: the variables of who may write."""
     pytest.importorskip("flask_wtf", reason="MLflow's accounts need Flask-WTF")
     folder, (port,), database = tmp_path_factory.mktemp("mlflow"), free_ports(1), new_database()
     accounts = {"default_permission": "READ", "database_uri": database.replace("%", "%%")}
     accounts["authorization_function"] = "mlflow.server.auth:authenticate_request_basic_auth"
     (folder / "auth.ini").write_text("[mlflow]\n" + "".join(f"{name} = {value}\n" for name, value in accounts.items()))
-    url, account = f"http://127.0.0.1:{port}", {"USERNAME": "tessera", "PASSWORD": "a-long-password"}
+    url, account = f"http://127.0.0.1:{port}", {"USERNAME": "tessera", "PASSWORD": "of-the-administrator"}
     environment = object_store | {f"MLFLOW_AUTH_ADMIN_{name}": value for name, value in account.items()}
     environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "any"}
     environment |= {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -215,4 +216,17 @@ def mlflow_server(
         return False
 
     with running(command, folder / "log", environment, healthy):
-        yield {"MLFLOW_TRACKING_URI": url, **{f"MLFLOW_TRACKING_{name}": value for name, value in account.items()}}
+        administrator = {f"MLFLOW_TRACKING_{name}": value for name, value in account.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in administrator.items():
+                patch.setenv(name, value)
+            ensure_accounts(url, ("tessera-writer", "a-long-password"), ("tessera-reader", "of-the-reader"))
+        writer = {"MLFLOW_TRACKING_USERNAME": "tessera-writer", "MLFLOW_TRACKING_PASSWORD": "a-long-password"}
+        yield {"MLFLOW_TRACKING_URI": url, **writer}
+
+
+@pytest.fixture
+def mlflow_reader(mlflow_server: dict[str, str]) -> dict[str, str]:
+    """The variables of who may only read, as a Triton's sidecar has them."""
+    reader = {"MLFLOW_TRACKING_USERNAME": "tessera-reader", "MLFLOW_TRACKING_PASSWORD": "of-the-reader"}
+    return mlflow_server | reader

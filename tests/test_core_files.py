@@ -188,7 +188,7 @@ def test_json_beyond_measure_is_refused_in_a_sentence(tmp_path: Path, text: str)
 def _write(text: str) -> Callable[[Path], None]:
     def write(staging: Path) -> None:
         (staging / "sub").mkdir()
-        (staging / "sub" / "weights").write_text(text)
+        (staging / "sub" / "weights.txt").write_text(text)
 
     return write
 
@@ -199,7 +199,7 @@ def test_a_bundle_round_trip(tmp_path: Path) -> None:
         tmp_path / "b", "tokenizer", _write("w"), config=settings, metrics={"m": 1}, parent="p", extra={"e": [1]}
     )
     assert saved.config == {"path": "/x", "k": 3}
-    assert saved.files == {"sub/weights": sha256_file(tmp_path / "b" / "sub" / "weights")}
+    assert saved.files == {"sub/weights.txt": sha256_file(tmp_path / "b" / "sub" / "weights.txt")}
     assert (saved.kind, saved.metrics, saved.parent, saved.extra) == ("tokenizer", {"m": 1}, "p", {"e": [1]})
     assert bundle.load_manifest(tmp_path / "b", "tokenizer") == saved
     assert os.access(tmp_path / "b", os.R_OK | os.X_OK)
@@ -223,12 +223,12 @@ def test_the_version_depends_on_content_alone(tmp_path: Path) -> None:
 
 def test_verify_off_skips_the_hashes_and_not_the_presence(tmp_path: Path) -> None:
     bundle.save(tmp_path / "b", "policy", _write("w"), config={}, metrics={})
-    (tmp_path / "b" / "sub" / "weights").write_text("x")
+    (tmp_path / "b" / "sub" / "weights.txt").write_text("x")
     bundle.load_manifest(tmp_path / "b", "policy", verify=False)
-    with pytest.raises(BundleError, match="damaged: sub/weights does not match its SHA-256"):
+    with pytest.raises(BundleError, match=r"damaged: sub/weights\.txt does not match its SHA-256"):
         bundle.load_manifest(tmp_path / "b", "policy")
-    (tmp_path / "b" / "sub" / "weights").unlink()
-    with pytest.raises(BundleError, match="truncated: sub/weights is missing"):
+    (tmp_path / "b" / "sub" / "weights.txt").unlink()
+    with pytest.raises(BundleError, match=r"truncated: sub/weights\.txt is missing"):
         bundle.load_manifest(tmp_path / "b", "policy", verify=False)
 
 

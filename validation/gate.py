@@ -31,6 +31,7 @@ from great_expectations.data_context.types.base import (
 )
 
 from validation.columns import Checks, schema
+from validation.pages import VIEW
 from validation.suites import TABLES, Suite, build
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,10 @@ def _context(docs: Path) -> EphemeralDataContext:
             "class_name": "SiteBuilder",
             "show_how_to_buttons": False,
             "store_backend": _files(docs / "site"),
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "validation_results_limit": 200},
+            "site_index_builder": {
+                "class_name": "DefaultSiteIndexBuilder", "validation_results_limit": 200, "view": dict(VIEW),
+            },
+            "site_section_builders": {name: {"view": dict(VIEW)} for name in ("expectations", "validations")},
         }
     }
     config = DataContextConfig(

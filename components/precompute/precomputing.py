@@ -12,16 +12,21 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from components.promote.moves import put_in_place
 from feature_repo import lookup, publish
 from feature_repo.store import open_store
 from serving.model_repository import newest
+from tessera.config import PlatformSettings
 from tessera.decoding.recommender import BEAMS, Recommendation, Recommender
 from tessera.enrichment.shards import in_shard
 from tessera.errors import InputError
 
+EMBEDDED = PlatformSettings()
+
 
 def precompute(
     home: Path,
+    platform: PlatformSettings = EMBEDDED,
     *,
     everyone: bool = False,
     renew: bool = False,
@@ -30,7 +35,7 @@ def precompute(
     batch_size: int = 64,
     chunk: int = 4096,
 ) -> dict[str, Any]:
-    """Decode users with the policy that is served, from the histories that Feast has now, and publish their lists.
+    """Decode users with the champion, from the histories that Feast has now, and publish their lists.
 
     Lists are published a chunk of users at a time, so a run that was killed goes on with the chunk in which it was.
 
@@ -53,7 +58,8 @@ def precompute(
     started = time.monotonic()
     if min(k, batch_size, chunk) < 1:
         raise InputError("k, the batch size and the chunk must be at least 1.")
-    store, recommender = open_store(home), _served(home)
+    recommender = _served(home, platform)
+    store = open_store(home)
     ids = [] if renew and not publish.has_topk(home) else publish.users(home)
     if shard:
         ids = [user for user in ids if in_shard(user, shard)]
@@ -75,8 +81,9 @@ def precompute(
     return counts | {"policy_version": version, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _served(home: Path) -> Recommender:
-    """The champion as Triton has it: the newest release."""
+def _served(home: Path, platform: PlatformSettings) -> Recommender:
+    """The champion as Triton has it: the newest release, once a move that died is settled."""
+    put_in_place(home, platform)
     release = newest(home / "triton" / "models")
     return Recommender.load(release.policy, release.sids)
 

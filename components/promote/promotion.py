@@ -7,29 +7,33 @@ carries itself and from users' purchases, which belong to no version, and lookup
 would give every key a version and every reader a choice, for minutes in a month.
 """
 
-import fcntl
-import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components.register import features
-from feature_repo.publish import run as publish
-from serving import journal, newer_sids
-from serving.model_repository import releases
+from components.promote.moves import (
+    Move,
+    MoveUnderWayError,
+    alone,
+    begin,
+    end,
+    feature_server,
+    install,
+    put_back,
+    settle,
+    settled,
+)
+from serving import journal
 from serving.registry import Registry, Version
-from serving.release import release, take_back
 from serving.replicas import expand
 from serving.rollout import roll_out, wait_for
 from tessera.config import PlatformSettings
 from tessera.errors import ServiceError
 
-log = logging.getLogger(__name__)
-
-Move = Callable[[Registry, Version, Callable[[], None]], None]
+Steps = Callable[[Registry, Version, Callable[[], None]], None]
 """Moves the aliases to a version; the last argument installs it, and is to be called before that."""
 
 
@@ -50,7 +54,7 @@ def promote(
         nothing has changed.
     """
 
-    def move(registry: Registry, target: Version, bring: Callable[[], None]) -> None:
+    def steps(registry: Registry, target: Version, bring: Callable[[], None]) -> None:
         if not (addresses := _addresses(platform)):
             bring()
             registry.promote(target.version)
@@ -63,31 +67,36 @@ def promote(
         if not outcome.promoted:
             raise ServiceError(outcome.reason)
 
-    return _move(home, platform, reference, move)
+    return _move(home, platform, reference, steps, Move("promotion", who=who, why=why))
 
 
 def rollback(home: str | Path, platform: PlatformSettings, *, who: str = "", why: str = "") -> dict[str, Any]:
     """The same move backwards: the previous champion again, with its features and tokenizer, on all replicas at once.
 
     While a challenger is being rolled out, which the alias `canary` says from beginning to end, only that is ended: the
-    champion is still the champion.
+    champion is still the champion. So is a promotion that died before its version became champion.
 
     Raises:
         InputError: there is no previous version. ServiceError: a server refused, and nothing has changed; or a replica
         does not follow, and the message says so.
     """
+    home = Path(home)
     registry = Registry(home, platform.mlflow_url)
-    if (canary := registry.aliases().canary) is not None:  # whoever rolls it out holds the lock, and will notice
+    if (canary := registry.aliases().canary) is not None:  # whoever rolls it out may hold the lock, and will notice
         registry.set_canary(None)
-        champion = registry.resolve("champion")
-        return {"champion": champion.version, "policy_version": champion.bundle_version, "canary_ended": canary}
+        with suppress(MoveUnderWayError):
+            settle(home, platform.mlflow_url, wait=False)
+        return _ended(registry, canary)
+    found = settle(home, platform.mlflow_url)
+    if found is not None and found.move.kind == "promotion" and not found.finished:
+        return _ended(registry, found.move.target)
 
-    def move(registry: Registry, target: Version, bring: Callable[[], None]) -> None:
+    def steps(registry: Registry, target: Version, bring: Callable[[], None]) -> None:
         bring()
         registry.rollback()
         _record(registry, target.version, "again champion", who, why)
 
-    done = _move(home, platform, "previous", move)
+    done = _move(home, platform, "previous", steps, Move("rollback", who=who, why=why))
     try:
         wait_for(expand(_addresses(platform)), registry.resolve("champion"))
     except ServiceError as error:
@@ -95,40 +104,30 @@ def rollback(home: str | Path, platform: PlatformSettings, *, who: str = "", why
     return done
 
 
-def _move(home: str | Path, platform: PlatformSettings, reference: str, move: Move) -> dict[str, Any]:
+def _move(home: str | Path, platform: PlatformSettings, reference: str, steps: Steps, move: Move) -> dict[str, Any]:
     home = Path(home)
     registry = Registry(home, platform.mlflow_url)
     installed: dict[str, Any] = {}
     with alone(home):
-        target, before, served = registry.resolve(reference), registry.aliases(), releases(_models(home))
+        with put_back():  # else this move brings everything anew
+            settled(registry, home)
+        target, before = registry.resolve(reference), registry.aliases()
+        url = feature_server(platform)
+        begin(home, replace(move, target=target.version, feature_server=url))
         try:
-            move(registry, target, lambda: installed.update(install(registry, home, platform, target)))
-        except BaseException:
-            # Aliases first: putting features and policy back may fail too, say because a server is gone.
-            registry.restore(replace(before, canary=None))
-            if before.champion is not None and before.champion != target.version:
-                log.warning("the move failed; putting champion %s back", before.champion)
-                install(registry, home, platform, registry.resolve(before.champion))
-            if before.champion is None:  # nothing to put back, but a server must not start with what was not promoted
-                for number in sorted(set(releases(_models(home))) - set(served), reverse=True):
-                    take_back(_models(home), number)
+            steps(registry, target, lambda: installed.update(install(registry, home, target, url)))
+        except BaseException as error:
+            with put_back():  # aliases first: features and policy may fail too, say because a server is gone
+                registry.restore(replace(before, canary=None))
+                settled(registry, home, str(error) or type(error).__name__)
             raise
+        end(home)
     return {"champion": target.version, "policy_version": target.bundle_version, **installed}
 
 
-def install(registry: Registry, home: Path, platform: PlatformSettings, version: Version) -> dict[str, Any]:
-    """Publish a version's features and have its policy served, with what refreshes added; both are safe to repeat.
-
-    Where replicas serve, the release in the home is what is computed ahead with.
-    """
-    folder = features.newest(registry, version)
-    tables = {name: folder / f"{name}.parquet" for name in features.TABLES}
-    published = publish(home, **tables, policy_version=version.bundle_version)
-    feature_server = f"http://{platform.host}:{platform.features_port}"
-    bundle = registry.download(version.model, version.version)
-    newer = newer_sids.fetch(registry, version)
-    served = release(bundle, _models(home), sids=newer, feature_server=feature_server)
-    return {"features_changed": published["changed"], "release": served.name}
+def _ended(registry: Registry, number: str) -> dict[str, Any]:
+    champion = registry.resolve("champion")
+    return {"champion": champion.version, "policy_version": champion.bundle_version, "canary_ended": number}
 
 
 def _addresses(platform: PlatformSettings) -> tuple[str, ...]:
@@ -138,16 +137,3 @@ def _addresses(platform: PlatformSettings) -> tuple[str, ...]:
 def _record(registry: Registry, number: str, outcome: str, who: str, why: str) -> None:
     with suppress(ServiceError):  # the move is made, whether or not it can be written down
         journal.record(registry, number, outcome, who, why)
-
-
-def _models(home: Path) -> Path:
-    return home / "triton" / "models"
-
-
-@contextmanager
-def alone(home: Path) -> Iterator[None]:
-    """One promotion or refresh at a time: two moves at once could leave features and policy of different versions."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "promotion.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

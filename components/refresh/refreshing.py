@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.promote.promotion import alone, install
+from components.promote.moves import Move, alone, begin, end, feature_server, install, put_back, settle, settled
 from components.refresh.merging import merge
 from components.register import features
 from serving.aliases import TOKENIZER
@@ -50,6 +50,7 @@ def find_changes(
             the champion's were.
         ServiceError: the registry does not answer.
     """
+    settle(Path(home), settings.platform.mlflow_url)
     registry = Registry(home, settings.platform.mlflow_url)
     champion = registry.resolve("champion")
     folder = features.newest(registry, champion)
@@ -90,22 +91,27 @@ def publish(
     Raises:
         ServiceError: another version was promoted meanwhile, or a server refused.
     """
-    registry = Registry(home, settings.platform.mlflow_url)
-    with alone(Path(home)), tempfile.TemporaryDirectory() as temporary:
+    registry, folder, url = Registry(home, settings.platform.mlflow_url), Path(home), feature_server(settings.platform)
+    with alone(folder), tempfile.TemporaryDirectory() as temporary:
+        with put_back():
+            settled(registry, folder)
         champion = registry.resolve("champion")
         if champion.version != read_json(published / CHAMPION)["version"]:
             raise ServiceError(f"version {champion.version} was promoted meanwhile; run the refresh again.")
         given = {"items": items, "splits": splits, **made}
         tables = merge(features.TABLES, given, published, Path(temporary))
+        grown, before = any(path.parent != published for path in tables.values()), features.tags_now(champion)
+        after = features.tags_of(tables) if grown else before
+        begin(folder, Move("refresh", champion.version, url, before, after))
         try:
-            grown = any(path.parent != published for path in tables.values())
             version = features.renew(registry, champion, tables, settings) if grown else champion
-            done = install(registry, Path(home), settings.platform, version)
-        except BaseException:
-            log.warning("the refresh failed; putting back what was published before")
-            features.restore(registry, champion)
-            install(registry, Path(home), settings.platform, registry.resolve(champion.version))
+            done = install(registry, folder, version, url)
+        except BaseException as error:
+            with put_back():
+                features.restore(registry, champion.version, before)
+                settled(registry, folder, str(error) or type(error).__name__)
             raise
+        end(folder)
     return {"champion": champion.version, "policy_version": champion.bundle_version, **done}
 
 

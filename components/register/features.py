@@ -51,7 +51,7 @@ def renew(registry: Registry, version: Version, tables: Mapping[str, Path], sett
     """
     if version.run_id is None:
         raise InputError(f"version {version.version} of {POLICY} has no run to keep tables with; register it again.")
-    kept_as = f"{FEATURES}-{sha256_of(*(sha256_file(tables[name]) for name in TABLES))[:12]}"
+    kept_as = tags_of(tables)[TAG]
     if kept_as != version.tags.get(TAG):
         with gathered(tables, settings) as folder, speaking_of(registry.url):
             registry.client.log_artifacts(version.run_id, str(folder), kept_as)
@@ -60,16 +60,27 @@ def renew(registry: Registry, version: Version, tables: Mapping[str, Path], sett
     return registry.resolve(version.version)
 
 
-def restore(registry: Registry, version: Version) -> None:
-    """Put a version's tables back to those that it had when it was looked up.
+def tags_of(tables: Mapping[str, Path]) -> dict[str, str]:
+    """The tags of a version that is published with, and served over, these tables."""
+    kept_as = f"{FEATURES}-{sha256_of(*(sha256_file(tables[name]) for name in TABLES))[:12]}"
+    return {TAG: kept_as, newer_sids.TAG: newer_sids.tag_of(tables["sids"])}
+
+
+def tags_now(version: Version) -> dict[str, str]:
+    """Those of the tags that a version has."""
+    return {tag: version.tags[tag] for tag in (TAG, newer_sids.TAG) if tag in version.tags}
+
+
+def restore(registry: Registry, number: str, tags: Mapping[str, str]) -> None:
+    """Put a version's tables back to those that it had when it had these tags.
 
     Raises:
         ServiceError: MLflow refused.
     """
-    now = registry.resolve(version.version).tags
+    now = registry.resolve(number).tags
     with speaking_of(registry.url):
         for tag in (newer_sids.TAG, TAG):
-            if tag in version.tags:
-                registry.client.set_model_version_tag(POLICY, version.version, tag, version.tags[tag])
+            if tag in tags:
+                registry.client.set_model_version_tag(POLICY, number, tag, tags[tag])
             elif tag in now:
-                registry.client.delete_model_version_tag(POLICY, version.version, tag)
+                registry.client.delete_model_version_tag(POLICY, number, tag)

@@ -12,6 +12,7 @@ from tessera.catalog.engine import open_engine, reading, upsert, writing
 from tessera.catalog.tables import INTERACTIONS, ITEMS
 from tessera.errors import ServiceError
 from tessera.schema import SCHEMAS, conform
+from tessera.secrets import hidden, public
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 7236418  # any number, the same in every process: PostgreSQL's advisory lock takes one
@@ -37,7 +38,7 @@ def migrate(engine: Engine) -> None:
         try:
             command.upgrade(config, "head")
         except CommandError as error:
-            where = engine.url.render_as_string(hide_password=True)
+            where = hidden(public(engine.url.render_as_string(hide_password=False)))
             raise ServiceError(
                 f"the database {where} is at a revision that this Tessera does not know ({error}); "
                 "use the version that wrote it."

@@ -1,23 +1,32 @@
-"""Photo URLs to files: bounded concurrency, resumed downloads, and failures that are counted instead of fatal."""
+"""Photo URLs to files: bounded concurrency, resumed downloads, and failures that are counted instead of fatal.
 
+A URL comes from whoever wrote the catalogue. Neither it nor a redirect may lead into a private network, where this
+machine reaches more than the writer does, unless `catalogue.private_addresses` allows it.
+"""
+
+import asyncio
 import logging
 import os
 import re
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tessera.catalog.images import SUFFIXES, is_photo
+from tessera.catalog.images import MAX_BYTES, SUFFIXES, is_photo
+from tessera.event_loop import run_to_end
+
+if TYPE_CHECKING:
+    import httpx
 
 CONCURRENCY = 16
 TRIES = 3
 TIMEOUT_S = 20.0
-MAX_BYTES = 32 << 20  # a product photo is far below; anything above is not one
+"""Longest silence of a server."""
+DEADLINE_S = 120.0
+"""For one photo, all tries together: a server that sends a byte now and then does not hold up the rest."""
 _PAUSE_S = 0.5
 _log = logging.getLogger(__name__)
 
@@ -53,10 +62,16 @@ def file_name(item_id: str, url: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", lambda m: f"%{ord(m[0]):x}", item_id) + (suffix if suffix in SUFFIXES else ".jpg")
 
 
-def fetch_all(urls: list[str | None], item_ids: list[str], folder: Path, allowed: bool = True) -> Fetched:
+def fetch_all(
+    urls: list[str | None], item_ids: list[str], folder: Path, allowed: bool = True, private: bool = False
+) -> Fetched:
     """Download each item's photo into `folder`; whole files already there are kept, partial ones are continued.
 
     A photo that is not to be had is no error: it is simply not in the folder afterwards, and the next run asks again.
+
+    Args:
+        allowed: download at all.
+        private: also from addresses of private networks.
 
     Returns counts: {"photos_downloaded", "photos_on_disk", "photos_not_found", "photos_failed"}; "not found" is the
         server's word (404, 410), "failed" anything else, of which the first is logged.
@@ -69,7 +84,7 @@ def fetch_all(urls: list[str | None], item_ids: list[str], folder: Path, allowed
     corrupt: set[str] = set()
     if missing and allowed:
         reasons = []
-        for name, outcome, reason in _fetch_each(missing, folder):
+        for name, outcome, reason in run_to_end(_fetch_each(missing, folder, private)):
             outcomes[f"photos_{outcome}"] += 1
             if outcome == "corrupt":
                 corrupt.add(name)
@@ -80,28 +95,31 @@ def fetch_all(urls: list[str | None], item_ids: list[str], folder: Path, allowed
     return Fetched(names, corrupt, dict(outcomes))
 
 
-def _fetch_each(urls: dict[str, str], folder: Path) -> list[tuple[str, str, str]]:
-    import httpx
+async def _fetch_each(urls: dict[str, str], folder: Path, private: bool) -> list[tuple[str, str, str]]:
+    from tessera.catalog.public_network import open_client
 
-    limits = httpx.Limits(max_connections=CONCURRENCY)
-    with (
-        httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, limits=limits) as client,
-        ThreadPoolExecutor(CONCURRENCY) as pool,
-        tqdm(total=len(urls), desc="downloading photos", unit="photo", disable=None) as bar,
-    ):
-        jobs = {pool.submit(fetch, client, url, folder / name): name for name, url in urls.items()}
-        results = []
-        try:
-            for job in as_completed(jobs):
-                results.append((jobs[job], *job.result()))
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # an interrupted run must not work through the queue first
-            raise
+    results: list[tuple[str, str, str]] = []
+    waiting = iter(urls.items())
+    with tqdm(total=len(urls), desc="downloading photos", unit="photo", disable=None) as bar:
+        async with open_client(TIMEOUT_S, CONCURRENCY, private) as client:
+
+            async def work() -> None:
+                for name, url in waiting:
+                    results.append((name, *await _fetch_in_time(client, url, folder / name)))
+                    bar.update()
+
+            await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
     return results
 
 
-def fetch(client: Any, url: str, target: Path) -> tuple[str, str]:
+async def _fetch_in_time(client: "httpx.AsyncClient", url: str, target: Path) -> tuple[str, str]:
+    try:
+        return await asyncio.wait_for(fetch(client, url, target), DEADLINE_S)
+    except asyncio.TimeoutError:
+        return "failed", f"it took longer than {DEADLINE_S:.0f} s"
+
+
+async def fetch(client: "httpx.AsyncClient", url: str, target: Path) -> tuple[str, str]:
     """Download one photo. Returns (outcome, reason): "downloaded", "corrupt", "not_found" or "failed"."""
     import httpx
 
@@ -110,15 +128,15 @@ def fetch(client: Any, url: str, target: Path) -> tuple[str, str]:
     reason = ""
     for attempt in range(TRIES):
         if attempt:
-            time.sleep(_PAUSE_S * 2**attempt)
+            await asyncio.sleep(_PAUSE_S * 2**attempt)
         try:
-            reason, final = _transfer(client, url, partial)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
+            reason, final = await _transfer(client, url, partial)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects, ValueError) as error:
             reason, final = f"the URL cannot be used ({error})", True
         except (httpx.HTTPError, httpx.StreamError) as error:
             reason, final = f"{type(error).__name__} {error}".strip(), False
         if not reason:
-            if is_photo(partial):
+            if await asyncio.to_thread(is_photo, partial):
                 partial.replace(target)
                 return "downloaded", ""
             partial.unlink(missing_ok=True)  # what is continued next time must not be this
@@ -130,12 +148,12 @@ def fetch(client: Any, url: str, target: Path) -> tuple[str, str]:
     return ("corrupt" if reason == "the answer is not a photo" else "failed"), reason
 
 
-def _transfer(client: Any, url: str, partial: Path) -> tuple[str, bool]:
+async def _transfer(client: "httpx.AsyncClient", url: str, partial: Path) -> tuple[str, bool]:
     """Complete `partial`. Returns (reason, final): no reason is success, final says that trying again is of no use."""
     have = partial.stat().st_size if partial.is_file() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     # A compressed body would make byte ranges and lengths mean something else.
-    with client.stream("GET", url, headers={"Accept-Encoding": "identity", **headers}) as response:
+    async with client.stream("GET", url, headers={"Accept-Encoding": "identity", **headers}) as response:
         if response.status_code == 416:  # the part is not a beginning of what is there now
             partial.unlink(missing_ok=True)
             return "the part on disk does not fit", False
@@ -149,7 +167,7 @@ def _transfer(client: Any, url: str, partial: Path) -> tuple[str, bool]:
             return "the server answered another range", False
         size = have if continued else 0
         with partial.open("ab" if continued else "wb") as file:
-            for block in response.iter_bytes():
+            async for block in response.aiter_bytes():
                 size += len(block)
                 if size > MAX_BYTES:
                     partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
 from tessera.errors import InputError, ServiceError
+from tessera.secrets import hidden, public
 
 BUSY_TIMEOUT_MS = 60_000
 _WRITES = {"tessera_writes": True}
@@ -101,8 +102,8 @@ def plainly(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        where = engine.url.render_as_string(hide_password=True)
-        reason = " ".join(str(error.orig).split())
+        where = hidden(public(engine.url.render_as_string(hide_password=False)))
+        reason = hidden(" ".join(str(error.orig).split()))
         raise ServiceError(
             f"the database {where} refused ({reason}); check that it is up and that the URL is right."
         ) from None

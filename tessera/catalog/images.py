@@ -1,16 +1,18 @@
 """Photos: found in a folder or a zip, placed in the run's `images/`, and read whole before anything relies on them."""
 
+import errno
 import os
 import shutil
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from tessera.errors import InputError
@@ -18,18 +20,23 @@ from tessera.files import replacing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+MAX_BYTES = 32 << 20  # a product photo is far below; anything above is not one
+# What the file system says of one photo's name. Anything else, as a full disk, concerns the whole run.
+_BAD_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ELOOP}
 
 
 def is_photo(file: Path | BinaryIO) -> bool:
     """Whether the whole file decodes as one of `FORMATS`; a truncated or absurdly large one does not."""
     try:
+        if isinstance(file, Path) and file.stat().st_size > MAX_BYTES:
+            return False
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 image.draft("RGB", (64, 64))  # a JPEG is read to its end, but not at full size
                 image.load()
         return True
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError, Warning, Image.DecompressionBombError):
+    except Exception:  # decoders raise whatever they like on broken bytes: SyntaxError, struct.error, a warning, ...
         return False
 
 
@@ -56,11 +63,9 @@ class Photos:
         if source is not None and source.is_file():
             try:
                 self._zip = zipfile.ZipFile(source)
-            except (zipfile.BadZipFile, OSError) as error:
+            except Exception as error:  # a broken directory of files raises struct.error, UnicodeDecodeError, ...
                 raise InputError(f"{source} is not a readable zip file ({error}); make it again.") from None
-            for member in self._zip.namelist():
-                if not member.endswith("/"):
-                    self._members[relative_name(member, str(source))] = member
+            self._members = _members(self._zip)
         elif source is not None:
             self._members = {
                 path.relative_to(source).as_posix(): str(path) for path in sorted(source.rglob("*")) if path.is_file()
@@ -77,16 +82,35 @@ class Photos:
             return "missing"
         if self._zip is None:
             return _link(Path(member), target)
-        try:
-            content = self._zip.read(member)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError):
-            return "corrupt"  # damaged or encrypted in the archive
-        if not is_photo(BytesIO(content)):
+        content = _unpacked(self._zip, member)
+        if content is None or not is_photo(BytesIO(content)):
             return "corrupt"
         if not (target.is_file() and target.read_bytes() == content):
             with replacing(target) as temporary:
                 temporary.write_bytes(content)
         return "ok"
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, str]:
+    """Files of an archive by their relative name; a name that leads out of the archive can be nobody's photo."""
+    found: dict[str, str] = {}
+    for member in archive.namelist():
+        if not member.endswith("/"):
+            with suppress(InputError):
+                found[relative_name(member, str(archive.filename))] = member
+    return found
+
+
+def _unpacked(archive: zipfile.ZipFile, member: str) -> bytes | None:
+    """A file's content; None if it is damaged, encrypted, or larger than any photo, whatever size it claims."""
+    try:
+        if archive.getinfo(member).file_size > MAX_BYTES:
+            return None
+        with archive.open(member) as file:
+            content = file.read(MAX_BYTES + 1)
+    except Exception:  # each compression has errors of its own: zlib.error, lzma.LZMAError, RuntimeError, ...
+        return None
+    return content if len(content) <= MAX_BYTES else None
 
 
 def _link(source: Path, target: Path) -> str:
@@ -110,5 +134,10 @@ def place_all(wanted: list[str | None], place: Callable[[str, Path], str], folde
     folder.mkdir(parents=True, exist_ok=True)
     status: dict[str, str] = {}
     for name in tqdm(dict.fromkeys(name for name in wanted if name), desc="photos", unit="photo", disable=None):
-        status[name] = place(name, folder / name)
+        try:
+            status[name] = place(name, folder / name)
+        except OSError as error:
+            if error.errno not in _BAD_NAME:
+                raise
+            status[name] = "corrupt"  # no file can have this name here
     return [status[name] if name else "none" for name in wanted]

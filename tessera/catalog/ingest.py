@@ -114,7 +114,8 @@ def _with_photos(
     corrupt: set[str] = set()
     if any(map(is_url, wanted)):
         source = store_for(raw.images, folder)
-        fetched = fetch_all(wanted, items["item_id"].to_pylist(), source, settings.catalogue.download_images)
+        asked, allowed = settings.catalogue, settings.catalogue.download_images
+        fetched = fetch_all(wanted, items["item_id"].to_pylist(), source, allowed, asked.private_addresses)
         wanted, corrupt, counts = fetched.names, fetched.corrupt, fetched.counts
     photos = Photos(source)
     status = place_all(wanted, lambda name, at: "corrupt" if name in corrupt else photos.place(name, at), folder)

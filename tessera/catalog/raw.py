@@ -40,7 +40,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|[\ud800-\udfff]")
 
 def clean(text: str | None) -> str:
     """Text for people: HTML entities resolved, control characters removed, white space collapsed."""
-    return " ".join(_CONTROL.sub("", html.unescape(text)).split()) if text else ""
+    return " ".join(_CONTROL.sub("", unescape(text)).split()) if text else ""
+
+
+def unescape(text: str) -> str:
+    """`text` with HTML entities resolved; as it is where one names a character by thousands of digits."""
+    try:
+        return html.unescape(text)
+    except ValueError:
+        return text
 
 
 def clean_list(texts: Sequence[str | None]) -> list[str]:

@@ -36,7 +36,7 @@ def package_folder(module: str) -> Path:
     """Folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise InputError(f"package {module} is not installed; run: pip install 'tessera-rec[enrich]'.")
+        raise InputError(f"package {module} is not installed; run: pip install '.[enrich]' in Tessera's folder.")
     return Path(spec.origin).parent
 
 
@@ -186,8 +186,9 @@ class HubImageEncoder:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            model = AutoModel.from_pretrained(self.name, revision=self.revision).to(device).eval()
-            return model, AutoImageProcessor.from_pretrained(self.name, revision=self.revision)
+            options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
+            model = AutoModel.from_pretrained(self.name, **options).to(device).eval()
+            return model, AutoImageProcessor.from_pretrained(self.name, **options)
         except Exception as error:  # as above
             raise not_loaded("image", self.name, error) from None
 

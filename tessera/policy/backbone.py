@@ -175,7 +175,8 @@ def _tiny(settings: PolicySettings, texts: Iterable[str], levels: int, codebook_
 def _pretrained(settings: PolicySettings, levels: int, codebook_size: Sizes) -> Backbone:
     name = settings.backbone
     gguf = [path.name for path in Path(name).glob("*.gguf")] if Path(name).is_dir() else []
-    extra: dict[str, Any] = {"gguf_file": gguf[0]} if gguf else {}
+    extra: dict[str, Any] = {"trust_remote_code": False}  # without it transformers asks the terminal, and may run it
+    extra |= {"gguf_file": gguf[0]} if gguf else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **extra)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **extra)
@@ -189,6 +190,8 @@ def _pretrained(settings: PolicySettings, levels: int, codebook_size: Sizes) -> 
         setattr(model, "is_quantized", False)  # noqa: B010
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise InputError(f"backbone '{name}' is quantised and cannot be trained; give the model in full precision.")
     tokenizer.add_tokens(sid_token_names(levels, codebook_size), special_tokens=True)
     model.resize_token_embeddings(len(tokenizer))
     return wrap(model, tokenizer, levels, codebook_size)

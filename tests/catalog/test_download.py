@@ -89,13 +89,14 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 
 def test_downloads_once_and_a_missing_photo_is_counted(tmp_path: Path, shop: Shop) -> None:
     urls = [f"{shop.url}/0.jpg", f"{shop.url}/gone.jpg", None, f"{shop.url}/1.jpg"]
-    fetched = fetch_all(urls, ["a", "b", "c", "d"], tmp_path)
+    fetched = fetch_all(urls, ["a", "b", "c", "d"], tmp_path, private=True)
     assert fetched.names == ["a.jpg", "b.jpg", None, "d.jpg"]
     assert fetched.counts == {"photos_on_disk": 0, "photos_downloaded": 2, "photos_not_found": 1}
     assert (tmp_path / "a.jpg").read_bytes() == shop.photos["/0.jpg"]
     assert [path for path, _ in shop.asked].count("/gone.jpg") == 1  # asking a 404 again is of no use
     shop.asked.clear()
-    assert fetch_all(urls, ["a", "b", "c", "d"], tmp_path).counts == {"photos_on_disk": 2, "photos_not_found": 1}
+    again = fetch_all(urls, ["a", "b", "c", "d"], tmp_path, private=True)
+    assert again.counts == {"photos_on_disk": 2, "photos_not_found": 1}
     assert [path for path, _ in shop.asked] == ["/gone.jpg"]
 
 
@@ -103,7 +104,7 @@ def test_a_partial_file_is_continued(tmp_path: Path, shop: Shop) -> None:
     whole = shop.photos["/0.jpg"]
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "a.jpg").write_bytes(whole[:300])
-    fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path)
+    fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path, private=True)
     assert shop.asked == [("/0.jpg", "bytes=300-")]
     assert (tmp_path / "a.jpg").read_bytes() == whole
     assert not list((tmp_path / ".partial").iterdir())
@@ -111,7 +112,7 @@ def test_a_partial_file_is_continued(tmp_path: Path, shop: Shop) -> None:
 
 def test_a_broken_connection_is_continued_in_the_same_run(tmp_path: Path, shop: Shop) -> None:
     shop.cuts["/0.jpg"] = 1000
-    assert fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path).counts["photos_downloaded"] == 1
+    assert fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path, private=True).counts["photos_downloaded"] == 1
     assert shop.asked == [("/0.jpg", None), ("/0.jpg", "bytes=1000-")]
     assert (tmp_path / "a.jpg").read_bytes() == shop.photos["/0.jpg"]
 
@@ -121,14 +122,14 @@ def test_servers_without_ranges_and_stale_parts(tmp_path: Path, shop: Shop, left
     shop.ranges = left > 1000  # a part longer than the photo is answered 416 by a server with ranges
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "a.jpg").write_bytes(b"x" * left)
-    fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path)
+    fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path, private=True)
     assert (tmp_path / "a.jpg").read_bytes() == shop.photos["/0.jpg"]
 
 
 def test_a_part_of_another_photo_is_found_out_and_fetched_anew(tmp_path: Path, shop: Shop) -> None:
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "a.jpg").write_bytes(b"x" * 300)
-    assert fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path).counts["photos_downloaded"] == 1
+    assert fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path, private=True).counts["photos_downloaded"] == 1
     assert (tmp_path / "a.jpg").read_bytes() == shop.photos["/0.jpg"]
 
 
@@ -136,7 +137,7 @@ def test_passing_failures_are_retried_and_lasting_ones_counted(tmp_path: Path, s
     shop.failures.update({"/0.jpg": 2, "/1.jpg": 99})
     shop.photos["/2.jpg"] = b"<html>please log in</html>"
     urls = [f"{shop.url}/{n}.jpg" for n in range(3)] + ["http://127.0.0.1:1/x.jpg", "http://[bad"]
-    fetched = fetch_all(urls, list("abcde"), tmp_path)
+    fetched = fetch_all(urls, list("abcde"), tmp_path, private=True)
     assert fetched.counts == {
         "photos_on_disk": 0, "photos_downloaded": 1, "photos_failed": 3, "photos_corrupt": 1,
     }
@@ -147,13 +148,13 @@ def test_passing_failures_are_retried_and_lasting_ones_counted(tmp_path: Path, s
 def test_concurrency_is_bounded(tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "CONCURRENCY", 3)
     urls = [f"{shop.url}/{n % 6}.jpg" for n in range(60)]
-    assert fetch_all(urls, [f"i{n}" for n in range(60)], tmp_path).counts["photos_downloaded"] == 60
+    assert fetch_all(urls, [f"i{n}" for n in range(60)], tmp_path, private=True).counts["photos_downloaded"] == 60
     assert shop.most_at_once <= 3
 
 
 def test_too_large_is_given_up(tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "MAX_BYTES", 500)
-    assert fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path).counts["photos_failed"] == 1
+    assert fetch_all([f"{shop.url}/0.jpg"], ["a"], tmp_path, private=True).counts["photos_failed"] == 1
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
@@ -177,7 +178,7 @@ def test_ingest_of_a_raw_release_with_photos(tmp_path: Path, shop: Shop) -> None
     ] + [{"user_id": "U0", "parent_asin": "RARE", "timestamp": 1_600_000_001_000}]
     (source / "meta_Beauty.jsonl").write_text("".join(json.dumps(record) + "\n" for record in meta))
     (source / "Beauty.jsonl").write_text("".join(json.dumps(record) + "\n" for record in reviews))
-    settings = Settings(source="amazon", path=source, catalogue=CatalogueSettings(k_core=3))
+    settings = Settings(source="amazon", path=source, catalogue=CatalogueSettings(k_core=3, private_addresses=True))
     counts = ingest.run(settings, f"sqlite:///{out}/c.db", out)
     assert (counts["items"], counts["users"], counts["interactions"]) == (4, 4, 16)
     assert counts["images"] == {"corrupt": 1, "missing": 1, "ok": 2}

@@ -14,6 +14,7 @@ import torch
 from components.promote import promotion
 from components.register import registering
 from components.register.features import TABLES
+from feature_repo import publish
 from feature_repo.store import read_state
 from pipelines import cli
 from serving import rollout
@@ -181,16 +182,16 @@ def test_a_replica_and_the_features_move_together_and_back(
         return Registry(home).aliases().champion, served, published, newest(home / "triton" / "models").policy_version
 
     assert state() == ("1", *[versions["1"]] * 3)
-    publish = promotion.publish
+    publish_all = publish.run
 
     def fail(*_: object, **of: Any) -> Any:
         if of["policy_version"] != versions["2"]:
-            return publish(*_, **of)
+            return publish_all(*_, **of)
         assert ask(replica).policy_version == versions["2"]  # features move when all replicas have moved
         raise ServiceError("the feature store is gone.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "publish", fail)
+        patch.setattr(publish, "run", fail)
         with pytest.raises(ServiceError, match="the feature store is gone"):
             promotion.promote(home, platform, who="ann", why="a try")
     wait_for([replica], Registry(home).resolve("1"))

@@ -123,7 +123,7 @@ def test_an_edited_prompt_or_another_model_asks_again(shop, serve, monkeypatch: 
     from tessera.enrichment import prompts
 
     folder = shop.folder / "prompts"
-    write_text(folder / "intents.v1.md", prompts.load_prompt("intents").text.replace("Work in three", "Do it in three"))
+    write_text(folder / "intents.v2.md", prompts.load_prompt("intents").text.replace("Work in three", "Do it in three"))
     monkeypatch.setattr(prompts, "__file__", str(folder / "__init__.py"))
     assert stages.run_intents(*arguments, asking(endpoint), shop.ledger)["model_calls"] == 5
     assert len(endpoint.requests) == 15

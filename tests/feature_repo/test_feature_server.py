@@ -15,6 +15,7 @@ import pytest
 from feature_repo import lookup, publish
 from feature_repo.server import FeatureServer
 from tessera.errors import ServiceError
+from tessera.files import read_key
 
 pytestmark = pytest.mark.integration
 
@@ -83,11 +84,12 @@ def test_lookups_pushes_and_a_version_switch_over_http(served: FeatureServer, ma
     assert user["user_history__item_ids"] == ["b1", "l1", "b2"]
     assert user["user_topk__item_ids"] is None
 
+    writer = {"Authorization": f"Bearer {read_key(served.key_file)}"}
     for target in ("online", "online_and_offline"):
         now = datetime.now(timezone.utc).isoformat()
         frame = {"user_id": ["ann"], "item_ids": [["b1", target]], "event_timestamp": [now]}
         body = {"push_source_name": "user_history_push", "df": frame, "to": target}
-        assert httpx.post(f"{served.url}/push", json=body, timeout=30).status_code == 200
+        assert httpx.post(f"{served.url}/push", json=body, headers=writer, timeout=30).status_code == 200
         assert ask(served, "serving", user_id="ann")["user_history__item_ids"] == ["b1", target]
 
     # A running server answers from the new version at once, and every request in between gets an answer of one version.

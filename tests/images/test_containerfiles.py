@@ -1,6 +1,7 @@
 """The recipes of the images, without an engine: lint, what is pinned, and what a build gets to see."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_the_builder_sees_these_folders_and_no_others() -> None:
     lines = (ROOT / ".containerignore").read_text(encoding="utf-8").splitlines()
     let_in = {line[1:] for line in lines if line.startswith("!")}
     assert "*" in lines
-    assert let_in == {"pyproject.toml", "requirements.lock", "images"}.union(*(FOLDERS[kind] for kind in KINDS))
+    assert let_in == {"pyproject.toml", "*.lock", "images"}.union(*(FOLDERS[kind] for kind in KINDS))
 
 
 def test_requirements_are_those_of_the_extras() -> None:
@@ -77,3 +78,18 @@ global.timeout='5'
         "extra-index-url": f"file://{index} https://index.example/simple", "timeout": "9", "find-links": str(tmp_path),
     }  # fmt: skip
     assert local_paths(settings) == [tmp_path, index.parent]
+
+
+def test_the_images_feast_serves_from_behind_the_allow_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feast's operator starts `feast serve`, and lets nothing else be said of how."""
+    from feast import feature_server
+
+    from feature_repo.front import Front
+
+    monkeypatch.setattr(feature_server, "get_app", lambda *_: "the application that takes anybody's writes")
+    monkeypatch.setattr(sys, "argv", ["feast", "version"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "images" / "feast"), run_name="__main__")
+    assert isinstance(feature_server.get_app("a store"), Front)
+    recipe = (ROOT / "images" / "Containerfile.publish").read_text(encoding="utf-8")
+    assert "\nCOPY images/feast /opt/venv/bin/feast\n" in recipe

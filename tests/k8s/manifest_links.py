@@ -108,7 +108,7 @@ def scalers_reach_workloads(objects: list[Object]) -> list[str]:
 
 
 def backends_of_services_exist(objects: list[Object]) -> list[str]:
-    """Services that an Ingress or a StatefulSet names, with their ports."""
+    """Services that a route, an Ingress or a StatefulSet names, with their ports."""
     services = {one["metadata"]["name"]: one["spec"]["ports"] for one in of_kind(objects, "Service")}
     problems = [
         f"{name_of(one)}: its Service {one['spec']['serviceName']} is not there"
@@ -121,6 +121,27 @@ def backends_of_services_exist(objects: list[Object]) -> list[str]:
                 given = {port[key] for port in services.get(value["name"], []) for key in ("name", "port")}
                 if not given & set(value["port"].values()):
                     problems.append(f"{name_of(one)}: no Service {value['name']} has the port {value['port']}")
+    for one in of_kind(objects, "GRPCRoute", "HTTPRoute"):
+        for backend in (ref for rule in one["spec"]["rules"] for ref in rule["backendRefs"]):
+            if backend["port"] not in {port["port"] for port in services.get(backend["name"], [])}:
+                problems.append(f"{name_of(one)}: no Service {backend['name']} has the port {backend['port']}")
+    return problems
+
+
+def routes_and_policies_reach_the_gateway(objects: list[Object]) -> list[str]:
+    """Routes name a Gateway that is there, a listener and a host of it; the gateway's policies name what is there."""
+    gateways = {one["metadata"]["name"]: one["spec"]["listeners"] for one in of_kind(objects, "Gateway")}
+    problems = []
+    for one in of_kind(objects, "GRPCRoute", "HTTPRoute"):
+        for parent in one["spec"]["parentRefs"]:
+            hosts = [each.get("hostname") for each in gateways.get(parent["name"], [])
+                     if each["name"] == parent["sectionName"]]  # fmt: skip
+            if not hosts or set(one["spec"]["hostnames"]) - set(hosts):
+                problems.append(f"{name_of(one)}: no listener of {parent['name']} is named so and has its host")
+    names = {name_of(one) for one in objects}
+    for one in of_kind(objects, "SecurityPolicy", "BackendTrafficPolicy", "ClientTrafficPolicy"):
+        wanted = (f"{ref['kind']}/{ref['name']}" for ref in one["spec"]["targetRefs"])
+        problems += [f"{name_of(one)}: {what} is not there" for what in wanted if what not in names]
     return problems
 
 

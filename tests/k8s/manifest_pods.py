@@ -151,16 +151,14 @@ def everything_is_denied_by_default(objects: list[Object]) -> list[str]:
     return [] if closed else ["no NetworkPolicy denies by default, in both directions, for all pods"]
 
 
-def ingresses_have_tls(objects: list[Object]) -> list[str]:
+def ways_in_have_tls(objects: list[Object]) -> list[str]:
     problems = []
-    for one in of_kind(objects, "Ingress"):
-        covered = {host for tls in one["spec"].get("tls", []) for host in tls["hosts"]}
+    for one in of_kind(objects, "Gateway"):
         made = "cert-manager.io/cluster-issuer" in one["metadata"].get("annotations", {})
-        open_ = [rule["host"] for rule in one["spec"]["rules"] if rule["host"] not in covered]
-        problems += [f"{name_of(one)}: {host} has no TLS" for host in open_]
-        problems += [
-            f"{name_of(one)}: the Secret {tls['secretName']} is not there"
-            for tls in one["spec"].get("tls", [])
-            if not made and tls["secretName"] not in secret_keys(objects)
-        ]
+        for listener in one["spec"]["listeners"]:
+            kept = [ref["name"] for ref in listener.get("tls", {}).get("certificateRefs", [])]
+            if listener["protocol"] not in ("HTTPS", "TLS") or not kept:
+                problems.append(f"{name_of(one)}: its listener {listener['name']} has no TLS")
+            if not made and not set(kept) <= set(secret_keys(objects)):
+                problems.append(f"{name_of(one)}: the Secret {kept} is not there")
     return problems

@@ -1,5 +1,6 @@
 """Every overlay is what a strict API server takes, and what it refers to is there."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from manifest_schemas import schema_problems
 
 from components.images import image
 from pipelines import manifests
+from serving import control
 from tessera.errors import InputError
 
 OVERLAYS = ("local", "production", "production-operator")
@@ -46,13 +48,14 @@ def test_each_overlay_is_what_its_cluster_has(rendered: Rendered) -> None:
     local, production, operator = ({name_of(one): one for one in rendered(overlay)} for overlay in OVERLAYS)
     assert {"StatefulSet/postgres", "StatefulSet/redis", "StatefulSet/s3"} <= set(local)
     assert "nvidia.com/gpu" not in str(local)
-    assert {"ScaledObject/triton", "Ingress/recommendations", "ResourceQuota/tessera"} <= set(production)
+    assert {"ScaledObject/triton", "Gateway/recommendations", "ResourceQuota/tessera"} <= set(production)
     assert not of_kind(list(production.values()), "HorizontalPodAutoscaler")
     triton = production["StatefulSet/triton"]["spec"]
     assert "replicas" not in triton  # the autoscaler's alone
     assert triton["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "FeatureStore/tessera" in operator
     assert "Deployment/feast" not in operator
+    assert operator["FeatureStore/tessera"]["spec"]["authz"] == {"noAuth": True}  # its own would ask readers for tokens
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -65,6 +68,21 @@ def test_triton_is_probed_with_a_real_question(rendered: Rendered, overlay: str)
     assert [one["name"] for one in triton.containers] == ["fetch", "triton", "sync"]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_tritons_control_plane_wants_a_key_that_two_containers_have(rendered: Rendered, overlay: str) -> None:
+    objects = rendered(overlay)
+    (triton,) = (one for one in pods(objects) if one.name == "StatefulSet/triton")
+    (server,) = (one for one in triton.containers if one["name"] == "triton")
+    assert set(control.flags(f"$({control.VARIABLE})")) <= set(server["args"])
+    holders = {
+        (one.name, container["name"])
+        for one in pods(objects)
+        for container in one.containers
+        if "tessera-triton" in json.dumps(container)
+    }
+    assert holders == {("StatefulSet/triton", "triton"), ("StatefulSet/triton", "sync")}
+
+
 def test_secrets_are_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     assert manifests.make_secrets(folder)
@@ -72,6 +90,10 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
     assert not manifests.make_secrets(folder)
     assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == before
     assert folder.stat().st_mode & 0o077 == 0
+    (folder / "triton.env").unlink()  # a folder of an earlier version
+    assert manifests.make_secrets(folder)
+    now = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert {name for name in now if now[name] != before[name]} == {"triton.env"}
 
 
 def test_an_overlay_that_does_not_exist(tree: Path) -> None:

@@ -47,7 +47,7 @@ def schemas(objects: list[Object]) -> list[str]:
 
 
 TRITON, FEAST, MLFLOW = "StatefulSet/triton", "Deployment/feast", "Deployment/mlflow"
-POD = "spec|template|spec"
+ROUTE, POD = "GRPCRoute/recommendations", "spec|template|spec"
 PROD, OPERATOR, BASE = "production", "production-operator", "../base"
 
 FAULTS = [
@@ -63,6 +63,9 @@ FAULTS = [
     Fault(schemas, "PrometheusRule/tessera", "spec|groups|0|rules|0|expression", "up", PROD),
     Fault(schemas, "ExternalSecret/tessera-s3", "spec|secretStoreRef|kind", "Vault", PROD),
     Fault(schemas, "FeatureStore/tessera", "spec|services|onlineStore|persistence|store|type", "reddis", OPERATOR),
+    Fault(schemas, ROUTE, "spec|rules|0|matches|0|method|type", "Prefix", PROD),
+    Fault(schemas, "SecurityPolicy/recommendations", "spec|jwtt", {}, PROD),
+    Fault(schemas, "BackendTrafficPolicy/recommendations", "spec|rateLimit|local|rules|0|limit|unit", "Minutes", PROD),
     Fault(schemas, "FeatureStore/tessera", "apiVersion", "feast.dev/v2", OPERATOR),
     # Selectors.
     Fault(links.workloads_select_their_own_pods, FEAST, "spec|selector|matchLabels|app.kubernetes.io/name", "feats"),
@@ -87,8 +90,11 @@ FAULTS = [
     Fault(links.probe_ports_exist, FEAST, f"{POD}|containers|0|readinessProbe|httpGet|port", "https"),
     Fault(links.policy_ports_exist, "NetworkPolicy/feast", "spec|ingress|0|ports|0|port", 6567),
     Fault(links.monitors_reach_services, "ServiceMonitor/triton", "spec|endpoints|0|port", "metric", PROD),
-    Fault(links.backends_of_services_exist, "Ingress/recommendations",
-          "spec|rules|0|http|paths|0|backend|service|port|name", "https", PROD),
+    Fault(links.backends_of_services_exist, ROUTE, "spec|rules|0|backendRefs|0|port", 8004, PROD),
+    Fault(links.routes_and_policies_reach_the_gateway, ROUTE, "spec|parentRefs|0|name", "eg", PROD),
+    Fault(links.routes_and_policies_reach_the_gateway, ROUTE, "spec|hostnames|0", "x.com", PROD),
+    Fault(links.routes_and_policies_reach_the_gateway, "SecurityPolicy/recommendations", "spec|targetRefs|0|name", "x",
+          PROD),
     Fault(links.backends_of_services_exist, TRITON, "spec|serviceName", "triton-headless"),
     Fault(links.addresses_exist, "ConfigMap/tessera", "data|TESSERA_FEATURE_SERVER", "http://feast:6567"),
     Fault(links.addresses_exist, "ConfigMap/tessera", "data|TESSERA_REPLICAS", "http://triton-{}.tritons:8000"),
@@ -112,8 +118,9 @@ FAULTS = [
     Fault(links.accounts_and_roles_exist, TRITON, f"{POD}|serviceAccountName", "serving"),
     Fault(links.accounts_and_roles_exist, "RoleBinding/tessera-pipelines", "subjects|0|name", "pipelines"),
     Fault(links.accounts_and_roles_exist, "RoleBinding/tessera-pipelines", "roleRef|name", "pipelines"),
-    Fault(how.ingresses_have_tls, "Ingress/recommendations", "spec|tls", [], PROD),
-    Fault(how.ingresses_have_tls, "Ingress/recommendations", "metadata|annotations", {}, PROD),
+    Fault(how.ways_in_have_tls, "Gateway/recommendations", "spec|listeners|0|protocol", "HTTP", PROD),
+    Fault(how.ways_in_have_tls, "Gateway/recommendations", "spec|listeners|0|tls", None, PROD),
+    Fault(how.ways_in_have_tls, "Gateway/recommendations", "metadata|annotations", {}, PROD),
     Fault(how.everything_is_in_the_namespace, "ConfigMap/tessera", "metadata|namespace", "default"),
     # Resources and probes.
     Fault(how.resources_are_given, TRITON, f"{POD}|containers|1|resources|limits|memory"),

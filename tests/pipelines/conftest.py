@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
+from sqlalchemy import make_url
 
 from benchmarks.redis_server import redis_binary, redis_server
 from tessera.bundle import load_manifest
@@ -39,6 +41,12 @@ SECOND = (
     "--alignment=grpo", "--grpo.bonus=quality", "--grpo.cases=16", "--grpo.batch=8", "--grpo.learning-rate=1e-6",
 )  # fmt: skip
 PATIENCE_S = 420.0
+# What every command has in its environment; tests/pipelines/test_seeded_secrets.py looks for them in what is left.
+SECRETS = {
+    "OPENAI_API_KEY": "sk-seeded/openai+key",
+    "TESSERA_KFP_TOKEN": "seeded-token-of-kubeflow",
+    "TESSERA_NOTIFY_URL": "http://127.0.0.1:9/hooks/seeded-token-of-a-chat",
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Command:
             self.process = subprocess.Popen(
                 [str(TESSERA), "run", "training", *where, *self.arguments], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True, cwd=self.platform.out.parent,
-                env=os.environ | {"OMP_NUM_THREADS": "1"} | self.environment,  # two commands run side by side
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | SECRETS | self.environment,  # two commands run side by side
             )  # fmt: skip
 
     def said(self) -> str:
@@ -200,6 +208,17 @@ def later(both: tuple[Platform, Killed], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def command_secrets() -> dict[str, str]:
+    """What every command here has in its environment and must tell nobody."""
+    return SECRETS
+
+
+def with_password(url: str, password: str) -> str:
+    """The URL with a password: the tests' PostgreSQL, which trusts its own machine, takes any."""
+    return make_url(url).set(password=password).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
 def on_servers(
     new_database: Callable[[], str],
     mlflow_server: dict[str, str],
@@ -212,7 +231,13 @@ def on_servers(
         pytest.skip("there is no redis-server")
     folder = tmp_path_factory.mktemp("servers")
     with redis_server(binary, folder) as redis:
-        chosen = {"TESSERA_CATALOGUE_URL": new_database(), **mlflow_server, **feast_environment(new_database(), redis)}
+        host, port = redis.split(":")
+        with Redis(host, int(port)) as server:
+            server.config_set("requirepass", "seeded-password-of-redis")
+        feast = feast_environment(with_password(new_database(), "seeded/password+of feast"), redis)
+        feast["FEAST_REDIS"] += ",password=seeded-password-of-redis"
+        catalogue = with_password(new_database(), "seeded/password+of the=catalogue")
+        chosen = {"TESSERA_CATALOGUE_URL": catalogue, **mlflow_server, **feast}
         command = Command(Platform(folder / "run", folder / "home"), FIRST, folder / "run.log", chosen)
         try:
             yield command.ended(), chosen

@@ -82,7 +82,7 @@ def snapshot(folder: Path) -> dict[str, str]:
         (["serve", "--home=."], "nothing is promoted in"),
         (["recommend"], "give --user ID, or --history ID once for each purchase"),
         (["recommend", "--history=a", "--timeout=0"], "timeout is 0"),
-        (["precompute", "--home=."], "has no published features yet"),
+        (["precompute", "--home=."], "nothing is promoted in"),
         (["recommend", "--user=u", "--url=127.0.0.1:9"], "127.0.0.1:9"),
         (["recommend", "--history=a", "--history=b", "--url=127.0.0.1:9", "--protocol=http"], "127.0.0.1:9"),
         (["recommend", "--history=a", "--k=0", "--url=127.0.0.1:9"], "k is 0"),

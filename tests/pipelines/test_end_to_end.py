@@ -25,7 +25,7 @@ from tessera.decoding.recommender import Recommender as Engine
 from tessera.files import read_json, sha256_file
 from tessera.schema import read_table
 from tessera.tokenizer.bundle import GROUNDING
-from tessera_client import Features, Recommendations, Recommender
+from tessera_rec_client import Features, Recommendations, Recommender
 from tests.background import Background
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]

@@ -14,11 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from components.precompute import precomputing
 from components.precompute.precomputing import precompute
 from feature_repo import lookup, publish, writer
 from feature_repo.store import open_store
 from pipelines.cli import main
+from serving.aliases import POLICY, registered
 from serving.model_repository import export
+from serving.registry import Registry
 from tessera.config import PolicySettings
 from tessera.decoding.recommender import Recommender as Engine
 from tessera.errors import InputError
@@ -74,10 +77,16 @@ def tables(folder: Path, users: dict[str, list[str]]) -> Tables:
 
 
 def promote(home: Path, folder: Path, policy: Path, users: dict[str, list[str]] = USERS) -> Engine:
-    """What a promotion leaves: features of the policy in Feast, and its release."""
+    """What a promotion leaves: features of the policy in Feast, its release, and the alias."""
     engine = Engine.load(policy)
     publish.run(home, **tables(folder, users), policy_version=engine.policy_version)
     export(policy, home / "triton" / "models", threads=1)
+    client = Registry(home).client
+    if registered(client, POLICY) is None:
+        client.create_registered_model(POLICY)
+    tags = {"bundle_version": engine.policy_version, "tokenizer_version": "tok-1"}
+    made = client.create_model_version(POLICY, str(policy), tags=tags)
+    client.set_registered_model_alias(POLICY, "champion", made.version)
     return engine
 
 
@@ -156,12 +165,15 @@ def test_a_killed_run_goes_on_where_it_was(
     assert_lists(home, engine, many)
 
 
-def test_what_cannot_be_precomputed(home: Path, tmp_path: Path, policies: list[Path]) -> None:
+def test_what_cannot_be_precomputed(
+    home: Path, tmp_path: Path, policies: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     promote(home, tmp_path, policies[0])
     for wrong in ({"k": 0}, {"batch_size": 0}, {"chunk": -1}):
         with pytest.raises(InputError, match="must be at least 1"):
             precompute(home, **wrong)
-    # Between a promotion's features and its release: lists of the policy that is on its way out are not accepted.
+    # A promotion that began meanwhile: lists of the policy that is on its way out are not accepted.
+    monkeypatch.setattr(precomputing, "put_in_place", lambda *_: None)
     publish.run(home, **tables(tmp_path, USERS), policy_version="next")
     with pytest.raises(InputError, match="but policy next serves"):
         precompute(home)

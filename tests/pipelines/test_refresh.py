@@ -21,7 +21,7 @@ from tessera.config import PlatformSettings, load_settings
 from tessera.errors import InputError
 from tessera.files import read_json
 from tessera.schema import SCHEMAS, read_table, write_table
-from tessera_client import Recommendations, Recommender
+from tessera_rec_client import Recommendations, Recommender
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
 NEW = {"new-1": "Cobalt picnic blanket", "new-2": "Copper camping kettle", "new-3": "Striped beach towel"}

@@ -104,7 +104,7 @@ def _flip_a_byte(path: Path) -> None:
         (lambda f: _edit(f, surprise=1), r"not a bundle manifest"),
         (lambda f: _edit(f, kind="tokenizer"), r"is a tokenizer bundle, but a policy bundle is needed"),
         (lambda f: _edit(f, parent="tok-2"), r"damaged: manifest.json does not match its version"),
-        (lambda f: _edit(f, files=[]), r"damaged: manifest.json does not match its version"),
+        (lambda f: _edit(f, files=[]), r"is not a bundle manifest \(files is no object\)"),
         (lambda f: _edit(f, extra={}), r"damaged: manifest.json does not match its version"),
         (shutil.rmtree, r"does not exist; give the folder of a policy bundle"),
     ],

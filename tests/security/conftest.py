@@ -1,4 +1,4 @@
-"""The distribution's Chromium: it opens pages as a reader does, and tells what they ran and whom they asked."""
+"""The distribution's Chromium, which opens pages as a reader does and tells what they ran; a registry with bundles."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,13 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
+import torch
+
+from serving.registry import Registry
+from tessera.bundle import load_manifest
+from tessera.config import TokenizerSettings
+from tessera.tokenizer.bundle import Tokenizer
+from tessera.tokenizer.bundle import build as build_tokenizer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = [
@@ -177,6 +184,33 @@ def make_home(tmp_path_factory: pytest.TempPathFactory) -> MakeHome:
 
 
 @pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[[Path], Path]:
+    """Write a tokenizer bundle that was never fitted."""
+
+    def make(folder: Path) -> Path:
+        torch.manual_seed(0)
+        sizes = TokenizerSettings(codebook_size=8, latent_dim=4, hidden_dim=8, fused_dim=8, image_dim=4)
+        Tokenizer(build_tokenizer(sizes, 4, 3), sizes).save(folder, {}, "f")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def made_home(make_home: MakeHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One home that tests share: whoever changes it copies it first."""
     return make_home(tmp_path_factory.mktemp("home") / "home")
+
+
+@pytest.fixture(scope="session")
+def registered(
+    tmp_path_factory: pytest.TempPathFactory, make_policy: Callable[..., Path], make_tokenizer: Callable[[Path], Path]
+) -> tuple[Path, Registry]:
+    """A registry in the folder "home" with a tokenizer and, as versions 1 and 2, the policies a and b beside it."""
+    folder = tmp_path_factory.mktemp("registered")
+    version = load_manifest(make_tokenizer(folder / "t"), "tokenizer").version
+    registry = Registry(folder / "home")
+    registry.register_tokenizer(folder / "t")
+    for seed, name in enumerate("ab"):
+        registry.register_policy(make_policy(folder / name, seed=seed, version=version))
+    return folder, registry

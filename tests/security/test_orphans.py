@@ -19,7 +19,7 @@ from tessera import processes
 from tessera.errors import ServiceError
 
 TESSERA = Path(sys.executable).with_name("tessera")
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -67,7 +67,7 @@ def test_a_killed_serve_leaves_no_server_no_model_and_no_worker(made_home: Path,
         wait_until(lambda: serve.poll() is not None or "stop with Ctrl-C" in log.read_text(), log)
         found = below(serve)
         assert {"tritonserver", "triton_python_b"} <= {one.name()[:15] for one in found}, log.read_text()
-        assert any("feast" in " ".join(one.cmdline()) for one in found)
+        assert any("feature_repo" in " ".join(one.cmdline()) for one in found)
         serve.kill()
         serve.wait()
         assert_gone(found)

@@ -4,18 +4,23 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2_grpc
 
-from tessera_client import (
+from tessera_rec_client import (
     AsyncFeatures,
     AsyncRecommender,
     Busy,
     DeadlineExceeded,
     Features,
     InvalidRequest,
+    NotFound,
     Recommender,
     ServerError,
     ServerUnavailable,
@@ -23,6 +28,12 @@ from tessera_client import (
 )
 
 PROTOCOLS = ("grpc", "http")
+
+
+def has_ipv6() -> bool:
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
 
 
 class Scripted(BaseHTTPRequestHandler):
@@ -136,6 +147,37 @@ def test_a_server_that_is_not_up(protocol: Any, nobody: str) -> None:
 
     with pytest.raises(ServerUnavailable, match=message):
         asyncio.run(ask())
+
+
+class Counting(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Counts and refuses."""
+
+    asked = 0
+
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002
+        self.asked += 1
+        context.abort(grpc.StatusCode.NOT_FOUND, "the user is not known.")
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="the name localhost has one address here, for want of IPv6")
+def test_grpc_spreads_over_all_servers_behind_a_name() -> None:
+    """Here those of the name localhost, at its two addresses."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    servers = {address: (grpc.server(ThreadPoolExecutor(2)), Counting()) for address in ("127.0.0.1", "[::1]")}
+    for address, (server, counting) in servers.items():
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(counting, server)
+        assert server.add_insecure_port(f"{address}:{port}") == port
+        server.start()
+    with Recommender(f"localhost:{port}", timeout=30) as client:
+        for _ in range(100):
+            with pytest.raises(NotFound):
+                client.recommend(["a"])
+    for server, _ in servers.values():
+        server.stop(None)
+    counts = [counting.asked for _, counting in servers.values()]
+    assert sum(counts) == 100
+    assert min(counts) >= 30, counts
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -2,7 +2,7 @@
 
 import threading
 
-from tessera_client._breaker import Breaker
+from tessera_rec_client._breaker import Breaker
 
 
 class Clock:

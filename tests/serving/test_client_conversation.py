@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tessera_client import (
+from tessera_rec_client import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
@@ -19,9 +19,9 @@ from tessera_client import (
     TopK,
     User,
 )
-from tessera_client._breaker import Breaker
-from tessera_client._conversation import Infer, LookUp, conversation
-from tessera_client._query import Query, query
+from tessera_rec_client._breaker import Breaker
+from tessera_rec_client._conversation import Infer, LookUp, conversation
+from tessera_rec_client._query import Query, query
 
 COMPUTED = datetime.now(timezone.utc) - timedelta(hours=1)
 LIST = TopK(tuple(Item(name, f"1_{n}", -float(n)) for n, name in enumerate("abcdef")), "p1", "t1", COMPUTED, True)

@@ -20,12 +20,13 @@ CLIENT = Path(__file__).resolve().parents[2] / "serving" / "client"
 SCRIPT = """
 import asyncio, dataclasses, json, sys
 from importlib.metadata import distributions
-import tessera_client
-from tessera_client import AsyncFeatures, AsyncRecommender, Features, NotFound, Recommender
+import tessera_rec_client
+from tessera_rec_client import AsyncFeatures, AsyncRecommender, Features, NotFound, Recommender
 
 grpc, http, feast, history = sys.argv[1:4] + [sys.argv[4].split(",")]
 plain = dataclasses.asdict
-found = {"packages": sorted(one.metadata["Name"].lower() for one in distributions()), "file": tessera_client.__file__}
+found = {"packages": sorted(one.metadata["Name"].lower() for one in distributions())}
+found["file"] = tessera_rec_client.__file__
 
 with Recommender(grpc, timeout=30) as client:
     found["grpc"] = plain(client.recommend(history, k=6))
@@ -83,7 +84,7 @@ def found(python: Path, triton: TritonServer, features: FeatureServer) -> Any:
 
 def test_it_installs_tritonclient_numpy_and_an_http_client_and_no_platform(found: Any, python: Path) -> None:
     heavy = {"torch", "feast", "mlflow", "kfp", "pandas", "pyarrow", "transformers", "tessera-rec", "aiohttp", "gevent"}
-    assert {"tessera-client", "tritonclient", "numpy", "httpx"} <= set(found["packages"])
+    assert {"tessera-rec-client", "tritonclient", "numpy", "httpx"} <= set(found["packages"])
     assert not heavy & set(found["packages"])
     assert found["file"].startswith(str(python.parents[1]))
 

@@ -21,7 +21,8 @@ from feature_repo.server import FeatureServer
 from serving.model_repository import export
 from serving.server import TritonServer
 from tessera.decoding.recommender import Recommender as Engine
-from tessera_client import (
+from tessera.files import read_key
+from tessera_rec_client import (
     AsyncFeatures,
     AsyncRecommender,
     Busy,
@@ -32,8 +33,8 @@ from tessera_client import (
     Recommender,
     ServerUnavailable,
 )
-from tessera_client._http import _TRITON, _body, answer_of
-from tessera_client._query import query
+from tessera_rec_client._http import _TRITON, _body, answer_of
+from tessera_rec_client._query import query
 
 pytestmark = pytest.mark.integration
 PROTOCOLS = ("grpc", "http")
@@ -177,7 +178,7 @@ def test_a_full_queue_is_busy_at_once_and_a_user_is_answered_from_the_cache(
 def test_a_request_whose_time_ran_out_in_the_queue_is_not_decoded(small: TritonServer) -> None:
     """The client's deadline travels with the request; here a caller that waits longer hears what became of it."""
     place = f"{small.http_url}/v2/models/tessera/infer"
-    body = _body(query(HISTORY, None, 5, (), None, False, "interactive"), 1e-6)
+    body = _body(query(HISTORY, None, 5, (), None, False, "interactive"), 1e-6, "late")
     with pytest.raises(DeadlineExceeded, match="did not get to the request in its time"):
         answer_of(httpx.post(place, json=body, timeout=30), place, _TRITON)
 
@@ -244,7 +245,7 @@ def test_lookups_at_once_share_requests_and_fail_alone(features: FeatureServer, 
             async def note(request: httpx.Request) -> None:
                 sent.append(len(json.loads(request.content)["entities"]["user_id"]))
 
-            client._client.event_hooks["request"].append(note)
+            client._client.get().event_hooks["request"].append(note)
             users = ["dan", "nobody", "dan", *(f"nobody {i}" for i in range(150))]
             return await asyncio.gather(*map(client.user, users), return_exceptions=True), len(sent)
 
@@ -266,7 +267,8 @@ def test_a_purchase_makes_the_answer_of_the_cache_stale(features: FeatureServer,
         now = publish.moment(features.home).isoformat()
         frame = {"user_id": ["dan"], "item_ids": [bought], "event_timestamp": [now]}
         body = {"push_source_name": "user_history_push", "df": frame, "to": "online"}
-        assert httpx.post(f"{features.url}/push", json=body, timeout=30).is_success
+        writer = {"Authorization": f"Bearer {read_key(features.key_file)}"}
+        assert httpx.post(f"{features.url}/push", json=body, headers=writer, timeout=30).is_success
         after = client.recommend(user="dan", k=4)
     assert after.stale
     assert after.items == before.items[1:]

@@ -130,7 +130,10 @@ def test_withdrawing_and_pruning(policies: Pair, tmp_path: Path) -> None:
     load_manifest(policies[0], "policy")  # the bundles themselves are untouched
 
 
-def test_a_release_waits_for_a_server_and_with_a_wrong_address_is_withdrawn(policies: Pair, tmp_path: Path) -> None:
+def test_a_release_waits_for_a_server_and_with_a_wrong_address_is_withdrawn(
+    policies: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSERA_CONTROL_KEY", "of the server at the address")
     release(policies[0], tmp_path / "models")
     with pytest.raises(ServiceError, match=r"release 2 was withdrawn.*no Triton server answers"):
         release(policies[1], tmp_path / "models", "http://127.0.0.1:9")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serving import probe
+from serving import control, probe
 from serving.model_repository import newest, releases
 from serving.probe import Served, StillLoading, ask
 from serving.release import release
@@ -55,6 +55,13 @@ def test_an_answer_says_what_is_served() -> None:
         assert ask(url, 5) == Served("p1", "i1")
 
 
+def test_a_refused_key_says_what_to_do() -> None:
+    with scripted(refusal(403, "This API is restricted")) as url, pytest.raises(
+        ServiceError, match=r"of a later start or of another user's server; try again, as the user who started"
+    ):
+        probe.load(url, "key")
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -79,6 +86,7 @@ def test_a_release_that_loads_for_too_long_stays_until_it_is_refused(
     answers = iter([slow, slow, refusal(400, "no policy"), *[outputs(GOOD)] * 9])
     monkeypatch.setattr(probe, "LOAD_S", 1.0)
     release(policies[0], tmp_path / "models")
+    control.renew(tmp_path / "models")
     with scripted(lambda: next(answers)()) as url:
         for _ in range(2):  # the second time it is not new any more
             with pytest.raises(StillLoading, match="has been loading its newest release for 1 s and goes on"):
@@ -93,6 +101,7 @@ def test_a_release_that_serves_stays_where_its_new_configuration_is_refused(
     policies: tuple[Path, Path], tmp_path: Path
 ) -> None:
     release(policies[0], tmp_path / "models")
+    control.renew(tmp_path / "models")
     served = newest(tmp_path / "models").answer
     good = GOOD | {"policy_version": [served.policy_version], "index_version": [served.index_version]}
     answers = iter([refusal(400, "no thread"), outputs(good)])

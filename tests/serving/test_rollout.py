@@ -38,7 +38,7 @@ from tessera.policy.bundle import save_policy
 from tessera.schema import SCHEMAS, write_table
 from tessera.tokenizer.bundle import Tokenizer
 from tessera.tokenizer.bundle import build as build_tokenizer
-from tessera_client import Recommender, TesseraClientError
+from tessera_rec_client import Recommender, TesseraClientError
 from tests.background import Background
 
 pytestmark = pytest.mark.integration

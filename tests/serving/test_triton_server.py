@@ -23,7 +23,14 @@ from serving.server import TritonServer, running
 from tessera.bundle import load_manifest
 from tessera.decoding.recommender import Recommender as Engine
 from tessera.errors import ServiceError
-from tessera_client import AsyncRecommender, InvalidRequest, NotFound, Recommendations, Recommender, ServerUnavailable
+from tessera_rec_client import (
+    AsyncRecommender,
+    InvalidRequest,
+    NotFound,
+    Recommendations,
+    Recommender,
+    ServerUnavailable,
+)
 
 pytestmark = pytest.mark.integration
 HISTORIES = [["100"], ["103", "117", "104"], ["tasse-é", "101"], ["150", "unknown", "two words", "149", "101", "102"]]

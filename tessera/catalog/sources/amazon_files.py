@@ -17,6 +17,9 @@ from tessera.errors import InputError
 
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _BLOCK = 64 << 20  # a line must fit into one block
+_LATEST = 10**15  # as milliseconds, the year 33658
+MOST_UNREADABLE = 0.01
+"""Share of a file's lines that may be no records; a file with more is another file, or damaged."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ def _classify(path: Path) -> tuple[str, int]:
     first = next(lines(path), None)
     if first is None:
         raise InputError(f"{path} is empty; download it again.")
-    record = parse_line(first, path, 1)
+    record = parse_line(first)
+    if record is None:
+        raise InputError(f"line 1 of {path} is neither JSON nor a Python literal; download the file again.")
     if "parent_asin" in record:
         return ("reviews" if "user_id" in record else "meta"), 2023
     if "asin" not in record:
@@ -86,51 +91,83 @@ def lines(path: Path) -> Iterator[str]:
         raise InputError(f"{path} cannot be read to its end ({error}); download it again.") from None
 
 
-def parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
-    """One line as a record; Python literals, which 2014's files hold, are read without running anything."""
+class Records:
+    """The records of a file's lines; a line that is none is counted, not fatal, as long as it is an exception.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unreadable = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Each line's record.
+
+        Raises:
+            InputError: more than one line of a hundred is no record, so this is no such file, or it was damaged.
+        """
+        number, first = 0, ""
+        for number, line in enumerate(tqdm(lines(self.path), desc=self.path.name, unit=" lines", disable=None), 1):
+            record = parse_line(line)
+            if record is None:
+                self.unreadable += 1
+                first = first or f"line {number} of {self.path}"
+            else:
+                yield record
+        if self.unreadable > MOST_UNREADABLE * number:
+            others = f", and so are {self.unreadable - 1} others" if self.unreadable > 1 else ""
+            raise InputError(f"{first} is neither JSON nor a Python literal{others}; download the file again.")
+
+
+def parse_line(line: str) -> dict[str, Any] | None:
+    """One line as a record, None if it is none; Python literals, which 2014's files hold, are read and not run."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nesting without end
         try:
             record = ast.literal_eval(line)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             record = None
-    if not isinstance(record, dict):
-        raise InputError(f"line {number} of {path} is neither JSON nor a Python literal; download the file again.")
-    return record
+    return record if isinstance(record, dict) else None
 
 
-def review_columns(files: Files) -> list[pa.ChunkedArray]:
-    """User, item and time of every review; JSON is read by Arrow, in parallel, since reviews go into the millions."""
+def review_columns(files: Files) -> tuple[list[pa.ChunkedArray], int]:
+    """User, item and time of every review, null where a review has none that is usable; and lines that are no review.
+
+    JSON is read by Arrow, in parallel, since reviews go into the millions; what Arrow does not take is read line by
+    line.
+    """
     fields = ("user_id", "parent_asin", "timestamp") if files.year == 2023 else ("reviewerID", "asin", "unixReviewTime")
     schema = pa.schema([(fields[0], pa.string()), (fields[1], pa.string()), (fields[2], pa.int64())])
-    first = next(lines(files.reviews))
-    if not _is_json(first):
-        return _literal_columns(files.reviews, schema)
     parse = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
         with pa.input_stream(files.reviews, compression="detect") as stream:
             table = arrow_json.read_json(stream, arrow_json.ReadOptions(block_size=_BLOCK), parse)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{files.reviews} is truncated or not JSON lines ({error}); download it again.") from None
-    return [table[name] for name in fields]
+        return [table[name] for name in fields], 0
+    except (pa.ArrowException, OSError):
+        return _columns(Records(files.reviews), schema)
 
 
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
+def _columns(records: Records, schema: pa.Schema) -> tuple[list[pa.ChunkedArray], int]:
+    user, item, time = schema.names
+    columns: list[list[Any]] = [[], [], []]
+    for record in records:
+        columns[0].append(_id(record.get(user)))
+        columns[1].append(_id(record.get(item)))
+        columns[2].append(_time(record.get(time)))
+    arrays = [pa.chunked_array([pa.array(c, f.type)]) for c, f in zip(columns, schema, strict=True)]
+    return arrays, records.unreadable
 
 
-def _literal_columns(path: Path, schema: pa.Schema) -> list[pa.ChunkedArray]:
-    columns: list[list[Any]] = [[] for _ in schema]
-    for number, line in enumerate(tqdm(lines(path), desc=path.name, unit=" reviews", disable=None), start=1):
-        record = parse_line(line, path, number)
-        for column, name in zip(columns, schema.names, strict=True):
-            column.append(record.get(name))
-    try:
-        return [pa.chunked_array([pa.array(c, f.type)]) for c, f in zip(columns, schema, strict=True)]
-    except (pa.ArrowException, TypeError) as error:
-        raise InputError(f"{path} has a field of another type ({error}); download it again.") from None
+def _id(value: Any) -> str | None:
+    """A text that can be stored; lone surrogates cannot."""
+    return value if isinstance(value, str) and value.isprintable() else None
+
+
+def _time(value: Any) -> int | None:
+    """Whole seconds or milliseconds that a time can have."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LATEST:
+        return None
+    return int(value)

@@ -1,14 +1,14 @@
 """One metadata record of Amazon Reviews 2014, 2018 or 2023 as an item of the catalogue."""
 
-import html
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from tessera.catalog.raw import clean, clean_list
+from tessera.catalog.raw import clean, clean_list, unescape
 
 _TAG = re.compile(r"</?[a-zA-Z!][^<>]*>")
-_MARKUP = re.compile(r"<(script|style)\b.*?</\1>", re.DOTALL | re.IGNORECASE)
+# Up to the next opening of the same kind at most: a text of openings alone would be read over and over otherwise.
+_MARKUP = re.compile(r"<(script|style)\b(?:(?!<\1\b).)*?</\1>", re.DOTALL | re.IGNORECASE)
 _LARGEST = ("hi_res", "large", "thumb")
 
 
@@ -42,7 +42,7 @@ def _parts(value: Any) -> Iterable[Any]:
 def _plain(value: Any) -> str:
     text = " ".join(_parts(value))
     if "<" in text or "&" in text:
-        text = _TAG.sub(" ", _MARKUP.sub(" ", html.unescape(text)))
+        text = _TAG.sub(" ", _MARKUP.sub(" ", unescape(text)))
     return clean(text)
 
 
@@ -53,7 +53,8 @@ def _photo(record: dict[str, Any], year: int) -> str | None:
         lists = [record.get(name) or [] for name in ("imageURLHighRes", "imageURL", "image")]
         found = next((urls[0] for urls in lists if isinstance(urls, list) and urls), None)
     else:
-        photos = [photo for photo in record.get("images") or [] if isinstance(photo, dict)]
+        listed = record.get("images")
+        photos = [photo for photo in listed if isinstance(photo, dict)] if isinstance(listed, list) else []
         main = next((photo for photo in photos if photo.get("variant") == "MAIN"), photos[0] if photos else {})
         found = next((main[size] for size in _LARGEST if main.get(size)), None)
     return found if isinstance(found, str) and found.startswith(("http://", "https://")) else None

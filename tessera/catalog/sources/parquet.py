@@ -77,7 +77,7 @@ def _load(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> 
 
 def _ids(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
     """Ids as text."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    kind = _undictionaried(column.type)
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise InputError(f"column '{name}' of {path} is {kind}; ids must be integers or text.")
     ids = column.cast(pa.string())
@@ -93,13 +93,16 @@ def _texts(table: pa.Table, name: str, path: Path) -> list[Any]:
     if name not in table.column_names:
         return [None] * table.num_rows
     column = table[name]
-    kind = column.type
-    for _ in range(2):
-        if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            kind = kind.value_type
+    kind = _undictionaried(column.type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = _undictionaried(kind.value_type)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
         raise InputError(f"column '{name}' of {path} is {column.type}; it must be text or a list of texts.")
     return column.to_pylist()
+
+
+def _undictionaried(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _text(value: Any) -> str:

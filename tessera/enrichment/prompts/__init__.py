@@ -4,18 +4,20 @@ The version in the ledger is the file's name and a digest of its text, so that a
 even if someone forgets to rename the file.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tessera.files import sha256_of
 
+_LOOKALIKES = str.maketrans("<>", "‹›")
 Rewrite = Literal["summary", "paraphrase"]
 """Peers of intents in the study of text variants: the same model says in other words what the text says already."""
 Kind = Literal["caption", "intents", "quality"] | Rewrite
 CURRENT: dict[Kind, str] = {
-    "caption": "caption.v1", "intents": "intents.v1", "quality": "quality.v1", "summary": "summary.v1",
-    "paraphrase": "paraphrase.v1",
+    "caption": "caption.v2", "intents": "intents.v2", "quality": "quality.v2", "summary": "summary.v2",
+    "paraphrase": "paraphrase.v2",
 }  # fmt: skip
 
 
@@ -28,15 +30,22 @@ class Prompt:
 
     @property
     def version(self) -> str:
-        """Name and the first 8 hex digits of the text's SHA-256, as in "caption.v1@0f3a91bc"."""
+        """Name and the first 8 hex digits of the text's SHA-256, as in "caption.v2@0f3a91bc"."""
         return f"{self.name}@{sha256_of(self.text)[:8]}"
 
     def fill(self, **values: str) -> str:
-        """Replace `{key}` by its value; other braces, as in JSON examples, stay."""
-        text = self.text
-        for key, value in values.items():
-            text = text.replace("{" + key + "}", value)
-        return text
+        """Replace `{key}` by its value; other braces, as in JSON examples, stay, and so do all that values hold."""
+        keys = re.compile("{(" + "|".join(map(re.escape, values)) + ")}")
+        return keys.sub(lambda match: values[match[1]], self.text)
+
+
+def framed(text: str, name: str = "product") -> str:
+    """Somebody else's text between marks that it cannot write itself, so that a model can tell it from instructions.
+
+    Angle brackets become single quotation marks of the same look: they would close the frame, or spell a chat
+    template's own tokens.
+    """
+    return f"<{name}>\n{text.translate(_LOOKALIKES)}\n</{name}>"
 
 
 def load_prompt(kind: Kind) -> Prompt:

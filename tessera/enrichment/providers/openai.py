@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
+import math
 import os
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -16,6 +15,8 @@ from tessera.config import EnrichmentSettings, check_section
 from tessera.enrichment.photos import data_url
 from tessera.enrichment.providers.base import Failure, Message, ModelRequest
 from tessera.errors import InputError, ModelCallError
+from tessera.event_loop import run_to_end
+from tessera.proxies import detour
 
 if TYPE_CHECKING:
     import httpx
@@ -64,7 +65,7 @@ class Endpoint(ABC, Generic[T]):
             ModelCallError: the endpoint refuses the key or model; or it is down and answered nothing of the batch:
                 it cannot be reached, or a plain request is lost too after several in a row.
         """
-        return _run_anywhere(self._complete(requests))
+        return run_to_end(self._complete(requests))
 
     @abstractmethod
     def body(self, request: ModelRequest) -> dict[str, Any]:
@@ -135,16 +136,18 @@ class Endpoint(ABC, Generic[T]):
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise InputError(f"enrichment.base_url {self.settings.base_url!r} is no usable URL ({error}).") from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _PassingError(f"cannot connect: {error or type(error).__name__}", unreachable=True) from None
+            reason = f"cannot connect{detour(self.url)}: {error or type(error).__name__}"
+            raise _PassingError(reason, unreachable=True) from None
         except httpx.TimeoutException as error:
             raise _PassingError(f"no answer within {self.settings.timeout_s:g} s ({type(error).__name__})") from None
         except httpx.TransportError as error:
-            raise _PassingError(f"{type(error).__name__}: {error}") from None
+            raise _PassingError(f"{type(error).__name__}{detour(self.url)}: {error}") from None
         if response.is_success:
             return self.read(request, response)
         said = self._excerpt(response.text)
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
-            raise _PassingError(f"HTTP {response.status_code}: {said}", _retry_after(response))
+            reason = f"HTTP {response.status_code}{detour(self.url)}: {said}"
+            raise _PassingError(reason, _retry_after(response))
         if response.status_code in (401, 403, 404):
             raise ModelCallError(
                 f"{self.url} answered HTTP {response.status_code} for model {self.model!r} ({said}); check "
@@ -186,7 +189,7 @@ class OpenAIModel(Endpoint[str]):
             choice = response.json()["choices"][0]
             message = choice["message"]
             content, refusal = message.get("content"), message.get("refusal")
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _PassingError("the response is no chat completion") from None
         if refusal or choice.get("finish_reason") == "content_filter":
             return Failure(f"refused: {' '.join(str(refusal or 'content filter').split())[:120]!r}")
@@ -209,9 +212,10 @@ class OpenAIEmbedder(Endpoint[NDArray[np.float32]]):
     def read(self, request: ModelRequest, response: "httpx.Response") -> NDArray[np.float32] | Failure:  # noqa: ARG002
         """The vector [D], of length 1."""
         try:
-            vector = np.asarray(response.json()["data"][0]["embedding"], dtype=np.float32)
-            length = float(np.linalg.norm(vector))
-        except (ValueError, LookupError, TypeError):
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+                vector = np.asarray(response.json()["data"][0]["embedding"], dtype=np.float32)
+                length = float(np.linalg.norm(vector))
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):  # numbers of any length, any depth
             raise _PassingError("the response is no list of embeddings") from None
         if vector.ndim != 1 or not np.isfinite(length) or length == 0:
             return Failure("the embedding is empty, zero or not finite")
@@ -227,9 +231,10 @@ def _turn(message: Message) -> dict[str, Any]:
 
 def _retry_after(response: "httpx.Response") -> float | None:
     try:
-        return min(max(float(response.headers["retry-after"]), 0.0), LONGEST_RETRY_AFTER_S)
+        seconds = float(response.headers["retry-after"])
     except (KeyError, ValueError):  # absent, or an HTTP date: back off as usual
         return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)
 
 
 def _wait(state: "RetryCallState") -> float:
@@ -240,13 +245,3 @@ def _wait(state: "RetryCallState") -> float:
     if isinstance(error, _PassingError) and error.after_s is not None:
         return error.after_s
     return wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)(state)
-
-
-def _run_anywhere(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, also where a loop already runs in this thread (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-llm") as pool:
-        return pool.submit(asyncio.run, work).result()

@@ -13,7 +13,7 @@ from tessera.enrichment.parsing import (
     parse_labels,
     parse_rewrite,
 )
-from tessera.enrichment.prompts import Kind, Prompt, Rewrite, load_prompt
+from tessera.enrichment.prompts import Kind, Prompt, Rewrite, framed, load_prompt
 from tessera.enrichment.providers.base import Failure, Item, LanguageModel, Message, ModelRequest
 from tessera.errors import ModelCallError
 
@@ -35,14 +35,15 @@ class PromptedEnricher:
     def captions(self, items: Sequence[Item]) -> list[str | Failure]:
         """CMSA path 1: the photo in words."""
         prompt = load_prompt("caption")
-        turns = [Message("user", prompt.fill(item=item.text()), item.photo) for item in items]
+        turns = [Message("user", prompt.fill(item=framed(item.text())), item.photo) for item in items]
         requests = [ModelRequest((turn,), max_tokens=200) for turn in turns]
         return ask(self.llm, requests, [parse_caption] * len(items))
 
     def intents(self, items: Sequence[Item]) -> list[Intents | Failure]:
         """DCIM: surface attributes, motives, descriptors with confidence."""
         prompt, schema = load_prompt("intents"), intents_schema()
-        requests = [ModelRequest((Message("user", prompt.fill(item=i.text())),), schema, max_tokens=500) for i in items]
+        turns = [Message("user", prompt.fill(item=framed(item.text()))) for item in items]
+        requests = [ModelRequest((turn,), schema, max_tokens=500) for turn in turns]
         return ask(self.llm, requests, [lambda raw: _own(parse_intents(raw), prompt)] * len(items))
 
     def quality(self, items: Sequence[Item]) -> list[list[int] | Failure]:
@@ -52,7 +53,7 @@ class PromptedEnricher:
         for item in items:
             tags = "\n".join(f"{n}. {tag}" for n, tag in enumerate(item.descriptors, 1))
             count = len(item.descriptors)
-            text = prompt.fill(item=item.text(), tags=tags)
+            text = prompt.fill(item=framed(item.text()), tags=framed(tags, "tags"))
             requests.append(ModelRequest((Message("user", text),), labels_schema(count), max_tokens=40 + 8 * count))
             parsers.append(lambda raw, count=count: parse_labels(raw, count))
         return ask(self.llm, requests, parsers)
@@ -60,7 +61,8 @@ class PromptedEnricher:
     def rewrites(self, kind: Rewrite, items: Sequence[Item]) -> list[str | Failure]:
         """The item's text as a summary or in other words, in plain text."""
         prompt = load_prompt(kind)
-        requests = [ModelRequest((Message("user", prompt.fill(item=i.text())),), max_tokens=200) for i in items]
+        turns = [Message("user", prompt.fill(item=framed(item.text()))) for item in items]
+        requests = [ModelRequest((turn,), max_tokens=200) for turn in turns]
         return ask(self.llm, requests, [parse_rewrite] * len(items))
 
 

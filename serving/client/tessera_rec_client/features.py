@@ -4,16 +4,25 @@ import asyncio
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
 
-from tessera_client._http import GATEWAY, answer_of, base_url, speaking
-from tessera_client._query import key, seconds
-from tessera_client.errors import DeadlineExceeded, InvalidRequest, NotFound, ServerError, TesseraClientError
-from tessera_client.results import Item, ItemFeatures, SemanticId, TopK, User
+from tessera_rec_client._http import GATEWAY, answer_of, base_url, opened, opened_async, own_answers, speaking
+from tessera_rec_client._process import PerProcess
+from tessera_rec_client._query import key, seconds
+from tessera_rec_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    ServerError,
+    TesseraClientError,
+    WrongAnswer,
+)
+from tessera_rec_client.results import Item, ItemFeatures, SemanticId, TopK, User
 
 _PATH = "/get-online-features"
 _TIME = "__ts"  # behind a feature's name: when its value was published
@@ -23,6 +32,13 @@ _STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 Row = Mapping[str, Any]
 Answer = TypeVar("Answer")
 _Waiting = dict[str, tuple["asyncio.Future[Row]", float]]
+
+
+@dataclass
+class _Queue:
+    waiting: _Waiting = field(default_factory=dict)
+    """User -> who waits for the row, and how long."""
+    sender: "asyncio.Task[None] | None" = None
 
 
 class Features:
@@ -35,7 +51,7 @@ class Features:
 
     def __init__(self, url: str, timeout: float = 5.0) -> None:
         self._url, self._timeout = base_url(url, 6566), seconds(timeout)
-        self._client = httpx.Client(base_url=self._url, timeout=timeout)
+        self._client = opened(self._url, timeout)
 
     def item(self, item_id: str) -> ItemFeatures:
         """Enrichment and semantic ID of an item.
@@ -61,15 +77,16 @@ class Features:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        if client := self._client.made():
+            client.close()
 
     def _ask(
         self, service: str, name: str, value: str, read: Callable[[str, Row], Answer], timeout: float | None = None
     ) -> Answer:
         limit = self._timeout if timeout is None else seconds(timeout)
-        with speaking(self._url, limit):
-            response = self._client.post(_PATH, json=_body(service, name, value), timeout=limit)
-        return _read(response, self._url, value, read)
+        with speaking(self._url, limit), own_answers(self._client):
+            response = self._client.get().post(_PATH, json=_body(service, name, value), timeout=limit)
+            return _read(response, self._url, name, value, read)
 
     def __enter__(self) -> "Features":
         return self
@@ -85,10 +102,8 @@ class AsyncFeatures:
 
     def __init__(self, url: str, timeout: float = 5.0) -> None:
         self._url, self._timeout = base_url(url, 6566), seconds(timeout)
-        self._client = httpx.AsyncClient(base_url=self._url, timeout=timeout)
-        # User -> who waits for the row, and how long.
-        self._waiting: _Waiting = {}
-        self._sender: asyncio.Task[None] | None = None
+        self._client = opened_async(self._url, timeout)
+        self._queue = PerProcess(_Queue)
 
     async def item(self, item_id: str) -> ItemFeatures:
         """As `Features.item`."""
@@ -105,10 +120,11 @@ class AsyncFeatures:
         longer than one, and when Triton fails all callers need theirs at once.
         """
         limit = self._timeout if timeout is None else seconds(timeout)
-        waiting, _ = self._waiting.get(key(user_id, "user_id")) or (asyncio.get_running_loop().create_future(), limit)
-        self._waiting[user_id] = waiting, limit
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send())
+        queue, loop = self._queue.get(), asyncio.get_running_loop()
+        waiting, _ = queue.waiting.get(key(user_id, "user_id")) or (loop.create_future(), limit)
+        queue.waiting[user_id] = waiting, limit
+        if queue.sender is None:
+            queue.sender = asyncio.create_task(self._send(queue))
         try:
             row = await asyncio.wait_for(asyncio.shield(waiting), limit)
         except asyncio.TimeoutError:
@@ -117,25 +133,27 @@ class AsyncFeatures:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._sender is not None:
-            self._sender.cancel()
-        await self._client.aclose()
+        if sender := self._queue.get().sender:
+            sender.cancel()
+        if client := self._client.made():
+            await client.aclose()
 
-    async def _send(self) -> None:
+    async def _send(self, queue: "_Queue") -> None:
         """Look up who waits, until nobody does."""
         try:
-            while self._waiting:
-                asked = {user: self._waiting.pop(user) for user in list(self._waiting)[:_TOGETHER]}
+            while queue.waiting:
+                asked = {user: queue.waiting.pop(user) for user in list(queue.waiting)[:_TOGETHER]}
                 await self._look_up(asked)
         finally:
-            self._sender = None
+            queue.sender = None
 
     async def _look_up(self, asked: _Waiting) -> None:
         limit = max(limit for _, limit in asked.values())
         try:
-            with speaking(self._url, limit):
-                response = await self._client.post(_PATH, json=_body("serving", "user_id", *asked), timeout=limit)
-            rows = _rows(response, self._url, len(asked))
+            with speaking(self._url, limit), own_answers(self._client):
+                body = _body("serving", "user_id", *asked)
+                response = await self._client.get().post(_PATH, json=body, timeout=limit)
+                rows = _rows(response, self._url, "user_id", list(asked))
         except TesseraClientError as error:
             for waiting, _ in asked.values():
                 waiting.set_exception(type(error)(*error.args))
@@ -148,9 +166,9 @@ class AsyncFeatures:
         self, service: str, name: str, value: str, read: Callable[[str, Row], Answer], timeout: float | None = None
     ) -> Answer:
         limit = self._timeout if timeout is None else seconds(timeout)
-        with speaking(self._url, limit):
-            response = await self._client.post(_PATH, json=_body(service, name, value), timeout=limit)
-        return _read(response, self._url, value, read)
+        with speaking(self._url, limit), own_answers(self._client):
+            response = await self._client.get().post(_PATH, json=_body(service, name, value), timeout=limit)
+            return _read(response, self._url, name, value, read)
 
     async def __aenter__(self) -> "AsyncFeatures":
         return self
@@ -165,24 +183,29 @@ def _body(service: str, name: str, *values: str) -> dict[str, Any]:
     return {"feature_service": service, "entities": {name: values}, "full_feature_names": True}
 
 
-def _read(response: httpx.Response, url: str, value: str, read: Callable[[str, Row], Answer]) -> Answer:
-    return _understood(read, value, _rows(response, url, 1)[0], url)
+def _read(response: httpx.Response, url: str, name: str, value: str, read: Callable[[str, Row], Answer]) -> Answer:
+    return _understood(read, value, _rows(response, url, name, [value])[0], url)
 
 
-def _rows(response: httpx.Response, url: str, count: int) -> list[Row]:
-    """Features and publishing times of each of `count` entities."""
+def _rows(response: httpx.Response, url: str, name: str, asked: list[str]) -> list[Row]:
+    """Features and publishing times of each entity that was asked for.
+
+    Raises:
+        WrongAnswer: the rows are of other entities.
+    """
     answer = answer_of(response, url, GATEWAY)
     try:
         columns = {}
-        for name, result in zip(answer["metadata"]["feature_names"], answer["results"], strict=True):
-            columns[name] = values = result["values"]
-            columns[f"{name}{_TIME}"] = result.get("event_timestamps") or [None] * len(values)
+        for column, result in zip(answer["metadata"]["feature_names"], answer["results"], strict=True):
+            columns[column] = values = result["values"]
+            columns[f"{column}{_TIME}"] = result.get("event_timestamps") or [None] * len(values)
         rows: list[Row] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        if len(rows) != count:
-            raise ValueError(f"{len(rows)} rows")
-        return rows
+        answered = [row[name] for row in rows]
     except _STRANGE as error:
         raise _strange(url, error) from None
+    if answered != asked:
+        raise WrongAnswer(f"{url} answered for another {name} than was asked; the connection is given up, ask again.")
+    return rows
 
 
 def _understood(read: Callable[[str, Row], Answer], value: str, row: Row, url: str) -> Answer:

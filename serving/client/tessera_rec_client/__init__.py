@@ -1,6 +1,6 @@
 """Thin client of Tessera: recommendations from Triton (HTTP or gRPC), features from Feast's feature server."""
 
-from tessera_client.errors import (
+from tessera_rec_client.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
@@ -8,10 +8,11 @@ from tessera_client.errors import (
     ServerError,
     ServerUnavailable,
     TesseraClientError,
+    WrongAnswer,
 )
-from tessera_client.features import AsyncFeatures, Features
-from tessera_client.recommender import AsyncRecommender, Recommender
-from tessera_client.results import Item, ItemFeatures, Recommendations, SemanticId, TopK, User
+from tessera_rec_client.features import AsyncFeatures, Features
+from tessera_rec_client.recommender import AsyncRecommender, Recommender
+from tessera_rec_client.results import Item, ItemFeatures, Recommendations, SemanticId, TopK, User
 
 __all__ = [
     "AsyncFeatures",
@@ -31,4 +32,5 @@ __all__ = [
     "TesseraClientError",
     "TopK",
     "User",
+    "WrongAnswer",
 ]

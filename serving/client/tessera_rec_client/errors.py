@@ -27,3 +27,7 @@ class DeadlineExceeded(TesseraClientError, TimeoutError):
 
 class ServerError(TesseraClientError):
     """The server failed, or answered something this client does not understand: look into its log."""
+
+
+class WrongAnswer(ServerError):
+    """The answer to somebody else's request came back, and is not given out: ask again."""

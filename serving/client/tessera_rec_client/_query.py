@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tessera_client.errors import InvalidRequest, ServerError
-from tessera_client.results import Item, Recommendations
+from tessera_rec_client.errors import InvalidRequest, ServerError
+from tessera_rec_client.results import Item, Recommendations
 
 MODEL = "tessera"
 Priority = Literal["interactive", "batch"]
