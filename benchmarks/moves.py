@@ -203,7 +203,8 @@ def parts(home: Path) -> dict[str, Any]:
     log = writer.published(feast_folder(home), "item_enrichment")
     found["said"] = {row["item_id"]: row["title"] for row in log.to_pylist() if row["title"] is not None}
     for user in lookup.users(store, ["ann", "bob"]):
-        found["histories"][user.user_id] = user.history
+        if user.history:  # one that was withdrawn is empty
+            found["histories"][user.user_id] = user.history
         if user.top_k is not None:
             found["lists"][user.user_id] = [user.top_k.policy_version, user.top_k.stale]
     return found
