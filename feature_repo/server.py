@@ -16,6 +16,7 @@ from types import TracebackType
 
 from feature_repo.front import KEY
 from feature_repo.store import feast_folder, settings_file
+from tessera import processes
 from tessera.errors import ServiceError
 from tessera.files import new_key, read_key
 
@@ -88,9 +89,9 @@ class FeatureServer:
         environment = os.environ | {KEY: key, "PYTHONWARNINGS": "ignore", "XDG_RUNTIME_DIR": self._scratch.name}
         environment["TESSERA_FEATURE_STORE"] = str(settings_file().resolve())
         with self.log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "feature_repo.front", *arguments], stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, env=environment, cwd=feast_folder(self.home), start_new_session=True,
+            self._process = processes.start(
+                [sys.executable, "-m", "feature_repo.front", *arguments], stdout=output, stderr=subprocess.STDOUT,
+                env=environment, cwd=feast_folder(self.home),
             )  # fmt: skip
         try:
             self._wait()
@@ -137,8 +138,8 @@ class FeatureServer:
                 probe.bind((self.host, self.port))
             except OSError as error:
                 raise ServiceError(
-                    f"cannot listen on {self.host}:{self.port} ({error.strerror}); "
-                    "stop what uses it or choose another --platform.features-port."
+                    f"cannot listen on {self.host}:{self.port} ({error.strerror}): {processes.listener(self.port)}; "
+                    "stop it or choose another --platform.features-port."
                 ) from None
 
     def _wait(self) -> None:

@@ -6,8 +6,11 @@ Feast takes seconds to import, so it is imported only inside the functions that 
 import fcntl
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -59,8 +62,8 @@ def settings_file() -> Path:
     return Path(os.environ.get("TESSERA_FEATURE_STORE") or HERE / own)
 
 
-def settings_text(home: Path) -> str:
-    """Feast's settings for `home`, environment variables filled in.
+def settings_text(home: Path, folder: Path | None = None) -> str:
+    """Feast's settings for `home`, environment variables filled in; `folder` instead of the home's own, if given.
 
     Raises:
         InputError: the file cannot be read.
@@ -70,7 +73,7 @@ def settings_text(home: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}); correct TESSERA_FEATURE_STORE or unset it.") from None
-    return Template(text).safe_substitute(os.environ, TESSERA_FEAST=str(feast_folder(home)))
+    return Template(text).safe_substitute(os.environ, TESSERA_FEAST=str(folder or feast_folder(home)))
 
 
 def recipe(home: Path) -> str:
@@ -132,11 +135,25 @@ def open_store(home: Path) -> "FeatureStore":
     """
     if not (feast_folder(home) / "published.json").is_file():
         raise ServiceError(f"{home} has no published features yet; run a training pipeline or check the home folder.")
-    return connect(home)
+    folder = feast_folder(home)
+    if os.access(folder, os.W_OK):
+        return connect(home)
+    # SQLite opens a database with a write-ahead log only where it may write beside it. A copy is read instead.
+    copy = Path(tempfile.mkdtemp(prefix="tessera-feast-"))
+    try:
+        for file in folder.glob("*.db*"):
+            if not file.name.endswith("-shm"):
+                shutil.copyfile(file, copy / file.name)
+        store = connect(home, copy)
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+    weakref.finalize(store, shutil.rmtree, copy, ignore_errors=True)
+    return store
 
 
-def connect(home: Path) -> "FeatureStore":
-    """Feast's store of `home`, published or not.
+def connect(home: Path, folder: Path | None = None) -> "FeatureStore":
+    """Feast's store of `home`, published or not; its embedded databases are in `folder`, if given.
 
     Raises:
         InputError: Feast does not accept the settings file.
@@ -146,9 +163,9 @@ def connect(home: Path) -> "FeatureStore":
         warnings.simplefilter("ignore")
         from feast import FeatureStore, RepoConfig
 
-        folder = feast_folder(home)
+        folder = folder or feast_folder(home)
         try:
-            config = RepoConfig(**_settings(home), repo_path=folder)
+            config = RepoConfig(**_settings(home, folder), repo_path=folder)
             store = FeatureStore(repo_path=str(folder), config=config)
         except Exception as error:
             reason = hidden(str(error))
@@ -161,9 +178,9 @@ def connect(home: Path) -> "FeatureStore":
     return store
 
 
-def _settings(home: Path) -> dict[str, Any]:
+def _settings(home: Path, folder: Path | None = None) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(settings_text(home))
+        settings = yaml.safe_load(settings_text(home, folder))
     except yaml.YAMLError as error:
         raise InputError(f"{settings_file()} is not YAML ({error}); correct the file.") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("registry"), dict):

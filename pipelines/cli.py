@@ -14,8 +14,10 @@ from pipelines.console import plain
 from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
+from tessera.processes import ending_in_order
 from tessera.proxies import spare_loopback
 from tessera.secrets import hidden, refuse
+from tessera.troubles import leave_quietly, sentence
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder of the run.")]
 Home = Annotated[
@@ -431,7 +433,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; an expected failure prints one sentence and exits with 2."""
+    """Entry point; an expected failure and a trouble of the machine print one sentence and exit with 2."""
     given = sys.argv[1:] if arguments is None else arguments
     spare_loopback()
     try:
@@ -439,15 +441,25 @@ def main(arguments: list[str] | None = None) -> None:
         settings = _defaults(given)
         commands = {**COMMANDS, "run": partial(run, settings=settings), "demo": partial(demo, settings=settings)}
         commands |= {name: partial(COMMANDS[name], settings=settings) for name in ("compile", "submit", "bench")}
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="tessera",
-            description="Catalogue and purchase histories to a served generative recommender.",
-            args=given,
-        )
+        with ending_in_order():
+            tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="tessera",
+                description="Catalogue and purchase histories to a served generative recommender.",
+                args=given,
+            )
+            sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
+    except BrokenPipeError:
+        raise SystemExit(leave_quietly()) from None
     except (TesseraError, *_client_errors()) as error:
         sys.stderr.write(f"tessera: {hidden(str(error))}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("tessera: interrupted; the same command goes on from here.\n")
         raise SystemExit(130) from None
+    except Exception as error:
+        told = sentence(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"tessera: {hidden(told)}\n")
+        raise SystemExit(2) from None

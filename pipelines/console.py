@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import sys
 import time
 from typing import TextIO
@@ -17,6 +18,11 @@ _STARTED = re.compile(r"Executing task '([\w-]+)'")
 _ENDED = re.compile(r"Task '([\w-]+)' finished with status (\w+)")
 _REUSED = re.compile(r"Task ([\w-]+) cache hit")
 _BAR = re.compile(r"\d+%\|.*\|| \d+(it|batch|item|epoch)\w* \[")
+_TRACEBACK = "Traceback (most recent call last):"
+# The last line of a traceback begins at the margin: `KeyError: 'x'`, `package.module.Error: words`, `KeyboardInterrupt`.
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:: .*)?$")
+# A shell names the signal that ended its command, alone on a line.
+_SIGNALS = {signal.strsignal(one) for one in signal.valid_signals()}
 _SPOKEN = re.compile(r"^(?P<stage>[a-z]+(-[a-z]+)*): (?P<text>.+)$")
 
 
@@ -28,6 +34,8 @@ class Console(io.TextIOBase):
     Attributes:
         reused: steps whose outputs came from an earlier run.
         failure: the message with which a step ended, if one did.
+        uncaught: last line of the step's last traceback.
+        signal: name of the signal that ended a step.
     """
 
     def __init__(self, log: TextIO, screen: TextIO) -> None:
@@ -35,6 +43,9 @@ class Console(io.TextIOBase):
         self.reused: list[str] = []
         self.failure: str | None = None
         self.failed_step: str | None = None
+        self.uncaught: str | None = None
+        self.signal: str | None = None
+        self._in_traceback = False
         self._step, self._since, self._rest, self._bar = "", 0.0, "", False
 
     def writable(self) -> bool:
@@ -52,6 +63,7 @@ class Console(io.TextIOBase):
 
     def _read(self, raw: str) -> None:
         line = _EXECUTOR.sub("", raw).strip()
+        self._watch(raw.removeprefix("    ").rstrip(), line)
         told = _LOG.match(line)
         if told:
             self._runner_said(told[1])
@@ -65,9 +77,18 @@ class Console(io.TextIOBase):
             if spoken and spoken["stage"].replace("-", "") in self._step.replace("-", ""):
                 self._show(f"    {spoken['text']}")
 
+    def _watch(self, text: str, line: str) -> None:
+        if line == _TRACEBACK:
+            self._in_traceback = True
+        elif self._in_traceback and _EXCEPTION.match(text):
+            self.uncaught, self._in_traceback = line, False
+        elif line.removesuffix(" (core dumped)") in _SIGNALS:
+            self.signal = line
+
     def _runner_said(self, line: str) -> None:
         if started := _STARTED.search(line):
             self._step, self._since = started[1], time.monotonic()
+            self.uncaught, self.signal = None, None
             self._show(f"  · {self._step} …", replace=True)
         elif ended := _ENDED.search(line):
             seconds = time.monotonic() - self._since

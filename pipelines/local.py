@@ -17,6 +17,7 @@ from typing import Any
 
 from components.report.metrics import ENRICHMENTS
 from pipelines.console import Console, plain
+from tessera import processes
 from tessera.config import Settings, check, relation, save_settings, to_json
 from tessera.errors import InputError, TesseraError
 from tessera.files import read_json, replacing, sha256_of, write_json
@@ -160,9 +161,7 @@ def run(
                 task = pipeline(**parameters)
         except RuntimeError:  # the runner's own words name the task again, and nothing else
             where = f"step '{console.failed_step}' failed" if console.failed_step else "the run failed"
-            reason = console.failure or (
-                "it ended unexpectedly; without a traceback in the log it was killed, say for want of memory."
-            )
+            reason = console.failure or _unexpected(console)
             raise TesseraError(f"{where}: {reason} The whole log is {out / 'run.log'}.") from None
     forget_failures(out / "cache")
     outputs = {name: Path(artifact.path) for name, artifact in task.outputs.items()}
@@ -171,6 +170,15 @@ def run(
     # Last, so that a run that fails leaves the settings of the one whose results are here.
     save_settings(settings, out / kept_as)
     return {**outputs, "reused": console.reused, "seconds": time.monotonic() - started}
+
+
+def _unexpected(console: Console) -> str:
+    if console.uncaught:
+        return f"this is a defect of the program or of what it was given: {console.uncaught.rstrip('.')}."
+    return (
+        f"it was ended by a signal{f' ({console.signal})' if console.signal else ''}; the system does so for want of "
+        "memory: choose smaller batches or a larger machine."
+    )
 
 
 def _runner(parameters: dict[str, Any], settings: Settings, out: Path) -> Any:
@@ -271,6 +279,7 @@ def _environment() -> Iterator[None]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",
         "PYTHONUNBUFFERED": "1",
+        processes.RUNNER: str(os.getpid()),
         # Threads that spin while they wait cost more than they save as soon as another process wants a core.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }

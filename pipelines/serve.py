@@ -1,6 +1,5 @@
 """The embedded servers of a platform: Triton with the champion, and Feast's feature server beside it."""
 
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -36,7 +35,6 @@ def servers(home: Path, platform: PlatformSettings) -> Iterator[tuple[TritonServ
 
 def serve(home: Path, platform: PlatformSettings) -> None:
     """Serve until interrupted or terminated; a server that dies or hangs is restarted on its ports."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plain(f"starting Triton and the feature server of {home} …")
     try:
         with servers(home, platform) as (triton, features):
@@ -54,6 +52,9 @@ def serve(home: Path, platform: PlatformSettings) -> None:
                 mender.look()
     except KeyboardInterrupt:
         plain("\nstopped.")
+    except SystemExit:  # a signal that ends commands
+        plain("\nstopped.")
+        raise
 
 
 class _Mender:

@@ -6,6 +6,7 @@ a model whose `predict` recommends.
 
 import fcntl
 import json
+import os
 import re
 import socket
 import tempfile
@@ -68,6 +69,7 @@ class Registry:
     def __init__(self, home: str | Path, url: str = "") -> None:
         self.home = Path(home).resolve()
         self.home.mkdir(parents=True, exist_ok=True)
+        self._read_only = not os.access(self.home, os.W_OK)
         self.url = url or default_url(self.home)
         self._mover = f"{socket.gethostname()}:{self.home}"
         with self._locked():  # two processes must not both create the tables
@@ -141,7 +143,8 @@ class Registry:
     def versions(self) -> list[Version]:
         """All versions of both models, policies first, newest first; repairs an interrupted move."""
         with speaking_of(self.url), self._locked():
-            alias_moves.settle(self.client, self._mover)
+            if not self._read_only:
+                alias_moves.settle(self.client, self._mover)
             found = []
             for name in (POLICY, TOKENIZER):
                 aliases = alias_moves.named(alias_moves.registered(self.client, name))
@@ -357,7 +360,11 @@ class Registry:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.home / ".registry.lock").open("w") as lock:
+        path = self.home / ".registry.lock"
+        if self._read_only:  # nobody on this machine's side of it moves anything
+            yield
+            return
+        with path.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -19,6 +19,7 @@ from serving.model_repository import newest
 from serving.probe import PROBE_S, ask, load
 from serving.processes import children
 from serving.user_history import FEATURE_SERVER
+from tessera import processes
 from tessera.errors import InputError, ServiceError
 from tessera.files import read_json, write_json
 
@@ -95,10 +96,9 @@ class TritonServer:
         # A restart keeps what its predecessor said.
         with self.log.open("wb" if self._log_start is None else "ab") as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                self._command(environment, key), env=self._variables(environment), stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+            self._process = processes.start(
+                self._command(environment, key), env=self._variables(environment), stdout=log, stderr=subprocess.STDOUT
+            )
         try:
             # Written before the wait: a release made meanwhile either finds this server or is found by it.
             state = {"pid": self._process.pid, "id": self._id, "host": self.host, **self.ports}
@@ -277,6 +277,6 @@ def _refuse_busy(host: str, ports: dict[str, int]) -> None:
                 probe.bind((host, port))
             except OSError as error:
                 raise ServiceError(
-                    f"port {port} for Triton's {name} cannot be taken on {host} ({error.strerror}); "
-                    f"stop what listens there or choose another port."
+                    f"port {port} for Triton's {name} cannot be taken on {host} ({error.strerror}): "
+                    f"{processes.listener(port)}; stop it or choose another port."
                 ) from None

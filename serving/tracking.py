@@ -16,6 +16,7 @@ from tessera import secrets
 from tessera.errors import InputError, ServiceError
 from tessera.proxies import detour
 from tessera.secrets import hidden, public
+from tessera.troubles import sentence
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,6 +82,8 @@ def _probe(url: str) -> None:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect().close()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
+        if told := sentence(error, public(url)):
+            raise ServiceError(told) from None
         raise ServiceError(_unreachable(url, error)) from None
 
 
@@ -100,6 +103,8 @@ def speaking_of(url: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
+        if told := sentence(error, public(url)):
+            raise ServiceError(f"the MLflow registry at {public(url)} failed: {hidden(told)}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         reason = hidden(reason.replace(url, public(url)))
         raise ServiceError(f"the MLflow registry at {public(url)}{detour(url)} refused or failed: {reason}.") from error

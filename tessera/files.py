@@ -1,5 +1,6 @@
 """Crash-safe files: everything is written beside its final name and renamed, so a reader sees all of it or none."""
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,10 @@ def replacing(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            error.filename = str(target)  # a write does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

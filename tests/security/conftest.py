@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -121,6 +122,67 @@ def browser() -> Iterator[Browser]:
     one.close()
 
 
+ITEMS = [f"item{i}" for i in range(12)]
+MakeHome = Callable[[Path], Path]
+
+
+@pytest.fixture(scope="session")
+def make_home(tmp_path_factory: pytest.TempPathFactory) -> MakeHome:
+    """Make a platform's home at a path: two tiny policies are registered, the first is champion, nothing is trained."""
+    from components.promote import promotion
+    from components.register import registering
+    from components.register.features import TABLES
+    from tessera.config import PlatformSettings, PolicySettings, Settings, TokenizerSettings
+    from tessera.files import write_json
+    from tessera.policy.backbone import build
+    from tessera.policy.bundle import save_policy
+    from tessera.schema import SCHEMAS, write_table
+    from tessera.tokenizer.bundle import Tokenizer
+    from tessera.tokenizer.bundle import build as build_tokenizer
+
+    folder = tmp_path_factory.mktemp("made")
+    settings = TokenizerSettings(codebook_size=8, latent_dim=4, hidden_dim=8, fused_dim=8, image_dim=4)
+    tokenizer = Tokenizer(build_tokenizer(settings, 4, 3), settings)
+    tokenizer.save(folder / "tokenizer", {"collision_rate_after": 0.0, "utilisation": [0.5]}, "seed 0")
+    codes = [[i % 8, i // 8, 0] for i in range(len(ITEMS))]
+    fixed = {"moved": False, "tokenizer_version": tokenizer.version}
+    sids = [
+        {"item_id": item, "sid": "_".join(map(str, row)), "codes": row, **fixed}
+        for item, row in zip(ITEMS, codes, strict=True)
+    ]
+    table = pa.Table.from_pylist(sids, schema=SCHEMAS["sids"])
+    for seed in range(2):
+        backbone = build(PolicySettings(hidden=16, layers=1, heads=2, text_vocabulary=300), ITEMS, 3, 8, seed)
+        said: dict[str, Any] = {"config": {"seed": seed}, "metrics": {}}
+        save_policy(folder / f"policy{seed}", backbone, table, codebook_size=8, max_history=5, **said)
+    described = {"description": "", "categories": [], "attributes": [], "brand": "", "image_status": "none"}
+    made = {"provider": "embedded", "model": "m", "prompt_version": "v1", "status": "ok"}
+    rows = {
+        "items": [{**described, "item_id": item, "title": item, "image": None} for item in ITEMS],
+        "captions": [{**made, "item_id": item, "caption": item} for item in ITEMS],
+        "intents": [],
+        "quality": [],
+        "sids": sids,
+        "splits": [{"user_id": "ann", "train": ITEMS[:2], "validation": ITEMS[2], "test": ITEMS[3]}],
+    }
+    for name, content in rows.items():
+        write_table(name, pa.Table.from_pylist(content, schema=SCHEMAS[name]), folder / f"{name}.parquet")
+    write_json(folder / "evaluation.json", {"test": {}, "validation": {}, "popularity": {}})
+
+    def make(home: Path) -> Path:
+        paths = {name: folder / f"{name}.parquet" for name in TABLES}
+        for number in range(2):
+            registering.run(
+                paths, folder / "tokenizer", folder / f"policy{number}", folder / "evaluation.json", Settings(),
+                str(home), folder / "versions.json",
+            )  # fmt: skip
+            if number == 0:
+                promotion.promote(home, PlatformSettings())
+        return home
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[[Path], Path]:
     """Write a tokenizer bundle that was never fitted."""
@@ -132,6 +194,12 @@ def make_tokenizer() -> Callable[[Path], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def made_home(make_home: MakeHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home that tests share: whoever changes it copies it first."""
+    return make_home(tmp_path_factory.mktemp("home") / "home")
 
 
 @pytest.fixture(scope="session")
