@@ -19,7 +19,7 @@ _ENDED = re.compile(r"Task '([\w-]+)' finished with status (\w+)")
 _REUSED = re.compile(r"Task ([\w-]+) cache hit")
 _BAR = re.compile(r"\d+%\|.*\|| \d+(it|batch|item|epoch)\w* \[")
 _TRACEBACK = "Traceback (most recent call last):"
-# The last line of a traceback begins at the margin: `KeyError: 'x'`, `package.module.Error: words`, `KeyboardInterrupt`.
+# The last line of a traceback begins at the margin: `KeyError: 'x'`, `package.Error: words`, `KeyboardInterrupt`.
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:: .*)?$")
 # A shell names the signal that ended its command, alone on a line.
 _SIGNALS = {signal.strsignal(one) for one in signal.valid_signals()}

@@ -99,10 +99,11 @@ def _unreachable(url: str, error: Exception) -> str:
 def speaking_of(url: str) -> Iterator[None]:
     """Turn what MLflow raises into a ServiceError of one sentence."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         if told := sentence(error, public(url)):
             raise ServiceError(f"the MLflow registry at {public(url)} failed: {hidden(told)}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]

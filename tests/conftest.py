@@ -26,6 +26,7 @@ from sqlalchemy import create_engine, make_url, text
 from xdist.scheduler import LoadScopeScheduling
 
 from serving.accounts import ensure as ensure_accounts
+from tessera.bundle import load_manifest
 from tessera.config import PolicySettings
 from tessera.policy import backbone as backbones
 from tessera.policy.bundle import save_policy
@@ -230,3 +231,21 @@ def mlflow_reader(mlflow_server: dict[str, str]) -> dict[str, str]:
     """The variables of who may only read, as a Triton's sidecar has them."""
     reader = {"MLFLOW_TRACKING_USERNAME": "tessera-reader", "MLFLOW_TRACKING_PASSWORD": "of-the-reader"}
     return mlflow_server | reader
+
+
+@pytest.fixture(scope="session")
+def name_champion() -> Callable[[Path, Path], None]:
+    """Let a home's registry name a policy bundle as the champion, as a promotion leaves it, but without artefacts."""
+
+    def name(home: Path, policy: Path) -> None:
+        from serving.aliases import POLICY, registered
+        from serving.registry import Registry
+
+        client, manifest = Registry(home).client, load_manifest(policy, "policy")
+        if registered(client, POLICY) is None:
+            client.create_registered_model(POLICY)
+        tags = {"bundle_version": manifest.version, "tokenizer_version": str(manifest.parent)}
+        version = client.create_model_version(POLICY, str(policy), tags=tags).version
+        client.set_registered_model_alias(POLICY, "champion", version)
+
+    return name

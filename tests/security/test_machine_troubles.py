@@ -85,7 +85,7 @@ def test_writing_commands_on_a_read_only_home_say_so(made_home: Path) -> None:
 
 @pytest.mark.integration
 @needs_mounts
-def test_a_full_disk_is_named(made_home: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     command = [str(TESSERA), "run", "tokenization", f"--out={out}", f"--platform.home={out}/home", "--shop.items=300"]
@@ -143,13 +143,9 @@ run_stage("ingest", {str(tmp_path / "stats")!r}, fail)
 def test_other_errors_are_no_trouble_of_the_machine() -> None:
     for error in (KeyError("x"), ValueError("database is locked"), ConnectionResetError(errno.ECONNRESET, "reset")):
         assert sentence(error) is None
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "full", "/x")
-        except OSError:
-            _ = {}["a defect in a handler"]
-    except KeyError as error:
-        assert sentence(error) is None
+    defect = KeyError("in a handler")
+    defect.__context__ = OSError(errno.ENOSPC, "full", "/x")
+    assert sentence(defect) is None
 
 
 @dsl.component(install_kfp_package=False)

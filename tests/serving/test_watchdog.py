@@ -14,11 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
+from components.register.features import TABLES
+from feature_repo import publish
 from feature_repo.server import FeatureServer
 from serving.model_repository import export
 from serving.probe import ask
 from serving.server import http_url_of, running
 from serving.watchdog import Watchdog
+from tessera.bundle import load_manifest
 from tessera.errors import ServiceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,13 +103,17 @@ def test_a_server_that_keeps_dying_is_not_restarted_in_a_circle(scripted: tuple[
 
 @pytest.fixture(scope="module")
 def serving(
-    policies: tuple[Path, Path], features: FeatureServer, tmp_path_factory: pytest.TempPathFactory
+    policies: tuple[Path, Path],
+    features: FeatureServer,
+    name_champion: Callable[[Path, Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Any]]:
     """`tessera serve` over a home of its own, with ports that were free."""
     home = tmp_path_factory.mktemp("serve") / "home"
-    home.mkdir()
-    (home / "feast").symlink_to(features.home / "feast")
+    tables = {name: features.home.parent / f"{name}.parquet" for name in TABLES}
+    publish.run(home, **tables, policy_version=load_manifest(policies[0], "policy").version)
     export(policies[0], home / "triton" / "models", threads=1)
+    name_champion(home, policies[0])
     names = ("http", "grpc", "metrics", "features")
     holders = [socket.create_server(("127.0.0.1", 0)) for _ in names]
     ports = {name: holder.getsockname()[1] for name, holder in zip(names, holders, strict=True)}
@@ -188,14 +195,14 @@ def test_the_feature_server_is_restarted_too_and_the_command_ends_cleanly(servin
 
     assert healthy()
     for pid in children_of(serving["process"].pid):
-        if "feast" in Path(f"/proc/{pid}/cmdline").read_text():
+        if "feature_repo.front" in Path(f"/proc/{pid}/cmdline").read_text():
             os.kill(pid, signal.SIGKILL)
     wait_until(lambda: "feature server serves again" in serving["log"].read_text(), 60)
     assert healthy()
     state = running(serving["models"])
     assert state is not None
     serving["process"].terminate()
-    assert serving["process"].wait(60) == 0
+    assert serving["process"].wait(60) == 128 + signal.SIGTERM
     assert serving["log"].read_text().rstrip().endswith("stopped.")
     assert not Path(f"/proc/{state['pid']}").exists()
     assert not healthy()
