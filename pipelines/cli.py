@@ -14,6 +14,7 @@ from pipelines.console import plain
 from pipelines.settings import ClusterSettings
 from tessera.config import PlatformSettings, PresetName, Settings, preset
 from tessera.errors import InputError, TesseraError
+from tessera.files import check_folder
 from tessera.processes import ending_in_order
 from tessera.proxies import spare_loopback
 from tessera.secrets import hidden, refuse
@@ -356,10 +357,10 @@ def _home(given: Path | None) -> Path:
         home = given if given is not None else Path(str(named))
         if not home.is_dir():
             raise InputError(f"{home} is not a folder; name a platform's home, or run a pipeline first.")
-        return home.resolve()
+        return check_folder(home.resolve())
     found = sorted(p for p in Path(".tessera").glob("*") if p.is_dir())
     if len(found) == 1:
-        return found[0].resolve()
+        return check_folder(found[0].resolve())
     if found:
         raise InputError(f"there are several platforms here ({', '.join(map(str, found))}); choose one with --home.")
     raise InputError("there is no platform under .tessera/ yet; run a pipeline first, or name one with --home.")

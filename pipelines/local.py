@@ -20,7 +20,7 @@ from pipelines.console import Console, plain
 from tessera import processes
 from tessera.config import Settings, check, relation, save_settings, to_json
 from tessera.errors import InputError, TesseraError
-from tessera.files import read_json, replacing, sha256_of, write_json
+from tessera.files import check_folder, read_json, replacing, sha256_of, write_json
 
 SOURCE = "source.json"
 
@@ -28,11 +28,11 @@ SOURCE = "source.json"
 def home_of(settings: Settings) -> Path:
     """Folder of the platform: the setting, else TESSERA_HOME, else `.tessera/<catalogue>` in the working directory."""
     if settings.platform.home is not None:
-        return settings.platform.home.resolve()
+        return check_folder(settings.platform.home.resolve())
     if named := os.environ.get("TESSERA_HOME"):
-        return Path(named).resolve()
+        return check_folder(Path(named).resolve())
     catalogue = settings.source if settings.path is None else settings.path.resolve().name
-    return (Path(".tessera") / catalogue).resolve()
+    return check_folder((Path(".tessera") / catalogue).resolve())
 
 
 def claim(settings: Settings, home: Path) -> None:
@@ -73,6 +73,7 @@ def arguments(settings: Settings, home: Path, out: Path, digest: str | None = No
     """
     check(settings)
     relation(settings)
+    check_folder(out)
     if settings.path is not None:  # steps may run in another folder
         settings = replace(settings, path=settings.path.resolve())
 

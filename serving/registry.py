@@ -6,6 +6,7 @@ a model whose `predict` recommends.
 
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
@@ -19,18 +20,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from serving import aliases as alias_moves
+from serving import places
 from serving.aliases import POLICY, TOKENIZER, Aliases
 from serving.packaging import find_bundle, save_pyfunc
-from serving.tracking import Curves, connect, default_url, experiment_id, scalars, speaking_of, write_run
+from serving.tracking import (
+    DATABASE,
+    EXPERIMENT,
+    Curves,
+    connect,
+    default_url,
+    embedded_url,
+    experiment_id,
+    scalars,
+    speaking_of,
+    write_run,
+)
 from tessera.bundle import Manifest, load_manifest
-from tessera.errors import BundleError, InputError
+from tessera.errors import BundleError, InputError, ServiceError
 from tessera.files import sync_tree
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _DIGEST = re.compile("[0-9a-f]{12}")
+_log = logging.getLogger(__name__)
 MODELS = {"tokenizer": TOKENIZER, "policy": POLICY}
 DOWNLOADS = "downloads"
 """Folder of a home with the bundles that came from another machine; it may be removed, and is filled again."""
@@ -73,13 +89,14 @@ class Registry:
         self.url = url or default_url(self.home)
         self._mover = f"{socket.gethostname()}:{self.home}"
         with self._locked():  # two processes must not both create the tables
+            self._follow()
             self.client = connect(self.url)
 
     @cached_property
     def experiment(self) -> str:
         """The experiment of all runs, made by the first who writes: an account that only reads has not the right."""
         # An MLflow server knows where its artefacts belong; a bare database does not.
-        artefacts = None if self.url.startswith("http") else self.home / "mlartifacts"
+        artefacts = None if self.url.startswith("http") else self.home / places.ARTEFACTS
         return experiment_id(self.client, artefacts)
 
     def log_run(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, Any], curves: Curves | None = None,
@@ -298,6 +315,20 @@ class Registry:
     def restore(self, aliases: Aliases) -> None:
         """Put the aliases back where `aliases()` saw them, when a later step of a promotion has failed."""
         self._move(lambda _: aliases)
+
+    def _follow(self) -> None:
+        """Where the home was moved or copied: let its own database name its own artefacts, not the original's."""
+        if self.url != embedded_url(self.home):
+            return
+        try:
+            moved = places.follow(self.home / DATABASE, EXPERIMENT)
+        except SQLAlchemyError as error:
+            raise ServiceError(
+                f"{self.home} was moved or copied, or its registry is damaged, and {self.home / DATABASE} cannot be "
+                f"brought up to date ({getattr(error, 'orig', error)}); make it writable and try again."
+            ) from error
+        if moved:
+            _log.warning("%s was moved or copied; its registry now names the artefacts that are in it.", self.home)
 
     def _fetch(self, uri: str, folder: Path) -> Path:
         from mlflow.artifacts import download_artifacts

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "tessera"
+DATABASE = "mlflow.db"
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 
 
@@ -32,7 +33,12 @@ def default_url(home: Path) -> str:
     """
     named = os.environ.get("MLFLOW_TRACKING_URI", "")
     secrets.refuse("MLFLOW_TRACKING_URI", named)
-    return named if named.startswith("http") else f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    return named if named.startswith("http") else embedded_url(home)
+
+
+def embedded_url(home: Path) -> str:
+    """The SQLite database of a platform home, as MLflow wants it: it makes the URL's folder without decoding it."""
+    return f"sqlite:///{home.resolve() / DATABASE}"
 
 
 def connect(url: str) -> "MlflowClient":

@@ -42,6 +42,22 @@ def replacing(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path) -> Path:
+    """The folder, as it was given.
+
+    Raises:
+        InputError: its path has a character that addresses and settings files of other programs read as their own:
+            MLflow decodes "%20" twice, and Feast's settings are text that the path is filled into.
+    """
+    found = [one for one in str(folder) if one in '?%$"\\' or not one.isprintable()]
+    if found:
+        raise InputError(
+            f"the path {str(folder)!r} holds {found[0]!r}; choose a folder without question mark, percent sign, dollar "
+            "sign, double quote, backslash or invisible characters."
+        )
+    return folder
+
+
 def sync(path: Path) -> None:
     """Have a file's content, or a folder's names, reach the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)

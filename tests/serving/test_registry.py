@@ -92,9 +92,8 @@ for name in ("p1", "p2", "p3"):
 
 @pytest.fixture
 def registry(template: dict[str, Any], tmp_path: Path) -> Registry:
-    """A registry of its own for each test; the artefacts stay in the template's folder."""
-    (tmp_path / "home").mkdir()
-    shutil.copy(template["home"] / "mlflow.db", tmp_path / "home")
+    """A registry of its own for each test."""
+    shutil.copytree(template["home"], tmp_path / "home")
     return Registry(tmp_path / "home")
 
 
