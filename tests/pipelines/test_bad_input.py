@@ -188,8 +188,7 @@ def test_a_platform_is_asked_for_what_it_has_not(
 @pytest.mark.e2e
 @pytest.mark.integration
 @pytest.mark.timeout(900)
-def test_servers_do_not_start_on_a_busy_port(calm: Any, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.serve.signal.signal", lambda *_: None)  # pytest keeps its own
+def test_servers_do_not_start_on_a_busy_port(calm: Any, refused: Refused) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
