@@ -176,10 +176,12 @@ def run(
 def _unexpected(console: Console) -> str:
     if console.uncaught:
         return f"this is a defect of the program or of what it was given: {console.uncaught.rstrip('.')}."
-    return (
-        f"it was ended by a signal{f' ({console.signal})' if console.signal else ''}; the system does so for want of "
-        "memory: choose smaller batches or a larger machine."
-    )
+    if console.signal:
+        return (
+            f"it was ended by a signal ({console.signal}); the system does so for want of memory: choose smaller "
+            "batches or a larger machine."
+        )
+    return "it ended without a traceback and without a signal that the log names; read the end of the log."
 
 
 def _runner(parameters: dict[str, Any], settings: Settings, out: Path) -> Any:
