@@ -128,7 +128,8 @@ def in_time(home: Path, folder: Path) -> State:
         path = folder / f"offline/{view}.parquet"
         if path.is_file():
             offline.write(path, offline.not_after(log_of(folder, view), now))
-    state = replace(state, recipe="", event_timestamp=now, offline={})
+    # They are in the second after, and are no rows of a write that was interrupted.
+    state = replace(state, recipe="", event_timestamp=now + 1, offline={})
     write_state(home, state)
     return state
 

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from packaging.version import Version
 
@@ -21,8 +23,9 @@ NEEDED = ("mlflow", "pandas", "numpy", "pyarrow", "safetensors", "tokenizers", "
 def save_pyfunc(folder: Path, bundle: Path, manifest: Manifest) -> None:
     """Write the bundle as a pyfunc model to `folder`, which must not exist or be empty.
 
-    The package `tessera` goes along as source, because no package index has it. The requirements are stated and not
-    inferred: inference would load the model in a second process.
+    The package `tessera` goes along as source, because no package index has it: as one archive, because a registry
+    takes each file in a request of its own. The requirements are stated and not inferred: inference would load the
+    model in a second process.
     """
     import mlflow
     from mlflow.models import ModelSignature
@@ -31,16 +34,17 @@ def save_pyfunc(folder: Path, bundle: Path, manifest: Manifest) -> None:
         inputs, outputs, params, example = _policy_schema(bundle)
     else:
         inputs, outputs, params, example = _tokenizer_schema(manifest)
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=SCRIPTS[manifest.kind],
-        artifacts={"bundle": str(bundle)},
-        signature=ModelSignature(inputs, outputs, params),
-        input_example=example,
-        code_paths=[str(Path(tessera.__file__).parent)],
-        pip_requirements=_requirements(),
-        metadata={"bundle_version": manifest.version, "tokenizer_version": manifest.parent or manifest.version},
-    )
+    with TemporaryDirectory() as staging:
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=SCRIPTS[manifest.kind],
+            artifacts={"bundle": str(bundle)},
+            signature=ModelSignature(inputs, outputs, params),
+            input_example=example,
+            code_paths=[str(_archive(Path(staging) / "tessera.zip"))],
+            pip_requirements=_requirements(),
+            metadata={"bundle_version": manifest.version, "tokenizer_version": manifest.parent or manifest.version},
+        )
 
 
 def find_bundle(model: Path) -> Path:
@@ -61,6 +65,16 @@ def find_bundle(model: Path) -> Path:
     if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in str(name):
         raise BundleError(f"{model} names its bundle as {str(name)!r}, outside itself; do not use this model.")
     return model / name
+
+
+def _archive(path: Path) -> Path:
+    """Write the package `tessera` as a ZIP archive, from which Python imports it."""
+    package = Path(tessera.__file__).parent
+    with ZipFile(path, "w", ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for file in sorted(package.rglob("*")):
+            if file.is_file() and file.suffix != ".pyc":
+                archive.write(file, package.name / file.relative_to(package))
+    return path
 
 
 def _policy_schema(bundle: Path) -> tuple[Any, Any, Any, Any]:

@@ -4,13 +4,19 @@ MLflow copies this file into the model and runs it when the model is loaded ("mo
 the weights come from the policy bundle that lies beside it as an artefact.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from tessera.errors import InputError
+CODE = Path(__file__).with_name("code") / "tessera.zip"
+if CODE.exists():  # in a registered model, which brings the package along
+    sys.path.insert(0, str(CODE))
+
+from tessera.errors import InputError  # noqa: E402
 
 
 class PolicyModel(PythonModel):

@@ -38,6 +38,7 @@ from serving.tracking import (
     speaking_of,
     write_run,
 )
+from tessera import troubles
 from tessera.bundle import Manifest, load_manifest
 from tessera.errors import BundleError, InputError, ServiceError
 from tessera.files import sync_tree
@@ -323,6 +324,8 @@ class Registry:
         try:
             moved = places.follow(self.home / DATABASE, EXPERIMENT)
         except SQLAlchemyError as error:
+            if told := troubles.sentence(error, str(self.home / DATABASE)):
+                raise ServiceError(told) from error
             raise ServiceError(
                 f"{self.home} was moved or copied, or its registry is damaged, and {self.home / DATABASE} cannot be "
                 f"brought up to date ({getattr(error, 'orig', error)}); make it writable and try again."

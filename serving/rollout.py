@@ -6,12 +6,10 @@ from one replica's one policy: items, SIDs and versions belong together whatever
 """
 
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 from serving import journal
@@ -21,6 +19,7 @@ from serving.probe import ask
 from serving.registry import Registry, Version
 from serving.replicas import Replica, Window, expand, items_of
 from tessera.errors import InputError, ServiceError, TesseraError
+from tessera.processes import ending_in_order
 
 LOAD_S = 600.0
 """How long a replica may take to fetch and load a version; under load it loads at the lowest priority."""
@@ -111,7 +110,9 @@ def roll_out(
     except BaseException as error:
         with suppress(Exception):  # the first error is the one to hear of
             _end(registry)
-            journal.record(registry, number, "failed", who, why, str(error) or type(error).__name__)
+            ended = isinstance(error, KeyboardInterrupt | SystemExit)
+            reason = "the command was ended by a signal." if ended else str(error) or type(error).__name__
+            journal.record(registry, number, "failed", who, why, reason)
         raise
     seen = f"all {len(replicas)} replicas serve it" if champion is not None else "it is the first champion"
     outcome = Outcome(number, True, f"version {number} is the champion: {seen}.")
@@ -225,19 +226,6 @@ def _still_wanted(move: _Move) -> None:
 def _insist(wanted: str, canary: str | None) -> None:
     if canary != wanted:
         raise Trouble("the canary was taken away by hand.")
-
-
-@contextmanager
-def ending_in_order() -> Iterator[None]:
-    """Let SIGTERM, the end of a pod, be an exception, so that the canary is taken away first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _end(registry: Registry) -> None:

@@ -172,6 +172,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, hub: str) -> Settings:
     return replace(
         PAPER,
         path=write_release(folder / "amazon", hub),
+        catalogue=replace(PAPER.catalogue, private_addresses=True),  # where the tests' photos are
         enrichment=replace(PAPER.enrichment, base_url=f"{hub}/v1", **encoders),
         tokenizer=replace(PAPER.tokenizer, epochs=12),
         policy=replace(PAPER.policy, backbone=models["backbone"]),

@@ -89,7 +89,7 @@ def serving(halfway: Stage, tmp_path: Path) -> Iterator[Path]:
     until(log, "stop with Ctrl-C", process)
     yield log
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(60) == 128 + signal.SIGTERM
 
 
 def until(log: Path, words: str, process: "subprocess.Popen[bytes] | None" = None) -> None:

@@ -1,10 +1,7 @@
 """Who follows a canary, and when it is in trouble; without any server."""
 
-import os
 import re
-import signal
 import threading
-import time
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -14,7 +11,7 @@ from serving.canary import REPLICAS, SHARE, followers
 from serving.journal import LONGEST, TAG, entries
 from serving.registry import Version
 from serving.replicas import METRICS_ABOVE, Counts, Replica, Window, expand
-from serving.rollout import SURE, Trouble, ending_in_order, judge
+from serving.rollout import SURE, Trouble, judge
 from serving.sync import ordinal_of
 from tessera.errors import InputError, ServiceError
 
@@ -150,17 +147,6 @@ def test_a_step_is_only_ended_early_by_errors_and_not_by_the_first() -> None:
     judge(window(100, 0, 1000.0), window(100, 0), 0.01, None)
     with pytest.raises(Trouble, match=r"0.0% of the champion.s \(because\)"):
         judge(window(SURE, 5), window(100, 0), 0.01, None, "because")
-
-
-def test_the_end_of_a_pod_is_an_exception_while_something_is_to_be_put_back() -> None:
-    def told_to_end() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), ending_in_order():
-        told_to_end()
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_journal_that_cannot_be_read_is_empty() -> None:
