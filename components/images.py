@@ -18,7 +18,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "serve": ("tessera", "serving"),
 }
 SUFFIXES = {".py", ".md", ".json", ".yaml", ".j2", ".ini", ".mako", ".lock"}
-LOCKS = ("pip.lock", "requirements.lock", "requirements-cuda.lock", "torch-cpu.lock")
+LOCKS = ("pip.lock", "requirements.lock", "requirements-cuda.lock", "torch-cpu.lock", "sbom.lock")
 RECIPE = (
     *LOCKS, "images/requirements.py", "images/install", "images/metadata.py", "images/feast", "images/tritonserver",
 )  # fmt: skip

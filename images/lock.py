@@ -6,6 +6,7 @@ Each file is made from its own wishes, and keeps the versions that it has where 
     requirements-cuda.lock          those libraries: constraints, because only torch's build for GPUs asks for them
     torch-cpu.lock                  torch's build for CPUs, which PyPI does not have; pip takes it where an index has it
     pip.lock                        what installs all this; an older pip takes no hashes from constraints
+    sbom.lock                       what lists an image's packages, apart from them
     tests/models.lock               weights of a small language model, installed without what they ask for
     serving/triton-requirements.lock  the embedded Triton server's own environment
 """
@@ -50,6 +51,7 @@ def main() -> int:
             write_text(path, "".join(block for block in blocks if bool(FOR_GPUS.match(block)) is wanted))
         write_text(ROOT / "torch-cpu.lock", torch)
         built = f"setuptools=={_version('setuptools', blocks)}"
+        _compiled(ROOT / "sbom.lock", ["-"], "cyclonedx-bom>=7.5,<8")
         for name, wishes in WISHES.items():
             _compiled(ROOT / name, ["-", "--no-deps"], "\n".join(wishes + [built] * (name == "pip.lock")))
     except InputError as error:
