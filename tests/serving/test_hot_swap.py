@@ -163,7 +163,7 @@ def test_a_release_that_is_loaded_again_and_again_under_its_number_goes_on_count
     before, options = settled.pid, {"threads": 1}
     number = release(policies[0], settled.repository, prefix_cache_mb=4, **options)
     with Traffic(settled.http_url) as traffic:
-        for size in range(5, 15):
+        for size in range(5, 9):
             assert release(policies[0], settled.repository, prefix_cache_mb=size, **options) == number
             wait_until(lambda: len(models_of(settled.pid)) == 1)
             wait_until_it_counts(settled)
