@@ -40,7 +40,7 @@ SECOND = (
     "--policy.learning-rate=0.5", "--policy.tasks=next,intents_to_sid,caption_to_sid",
     "--alignment=grpo", "--grpo.bonus=quality", "--grpo.cases=16", "--grpo.batch=8", "--grpo.learning-rate=1e-6",
 )  # fmt: skip
-PATIENCE_S = 420.0
+PATIENCE_S = 600.0
 # What every command has in its environment; tests/pipelines/test_seeded_secrets.py looks for them in what is left.
 SECRETS = {
     "OPENAI_API_KEY": "sk-seeded/openai+key",

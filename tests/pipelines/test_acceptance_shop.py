@@ -16,7 +16,7 @@ from tessera.enrichment.encoders import open_text_encoder
 from tessera.schema import read_table, write_table
 from tessera.tokenizer.fit import run as fit
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(1200)]
 SEEDS = (0, 1, 2)
 
 

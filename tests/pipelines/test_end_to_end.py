@@ -28,7 +28,7 @@ from tessera.tokenizer.bundle import GROUNDING
 from tessera_rec_client import Features, Recommendations, Recommender
 from tests.background import Background
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(1200)]
 KINDS = ("caption", "intents", "quality", "text_embedding", "image_embedding")
 COUNTED = ("captions", "intents", "quality", "text_embeddings", "image_embeddings", "knowledge_embeddings")
 KS = (1, 5, 10, 20)

@@ -15,7 +15,7 @@ from tessera.errors import ServiceError
 from tessera.files import read_json
 from tessera.schema import read_table
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(1200)]
 TIMELESS = {"seconds", "model_calls", "reused", "reused_steps"}
 
 

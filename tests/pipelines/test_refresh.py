@@ -23,7 +23,7 @@ from tessera.files import read_json
 from tessera.schema import SCHEMAS, read_table, write_table
 from tessera_rec_client import Recommendations, Recommender
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(1200)]
 NEW = {"new-1": "Cobalt picnic blanket", "new-2": "Copper camping kettle", "new-3": "Striped beach towel"}
 ANY_PORT = PlatformSettings(http_port=0, grpc_port=0, metrics_port=0, features_port=0)
 

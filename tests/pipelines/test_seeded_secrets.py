@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, inspect, make_url, text
 
 from serving.registry import Registry
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(1200)]
 KEYS = ("server.key", "control.key")
 """The files of a home that are a key, readable by their owner alone."""
 
