@@ -202,6 +202,7 @@ def mlflow_server(
     folder, (port,), database = tmp_path_factory.mktemp("mlflow"), free_ports(1), new_database()
     accounts = {"default_permission": "READ", "database_uri": database.replace("%", "%%")}
     accounts["authorization_function"] = "mlflow.server.auth:authenticate_request_basic_auth"
+    accounts["auth_cache_ttl_seconds"] = "60"
     (folder / "auth.ini").write_text("[mlflow]\n" + "".join(f"{name} = {value}\n" for name, value in accounts.items()))
     url, account = f"http://127.0.0.1:{port}", {"USERNAME": "tessera", "PASSWORD": "of-the-administrator"}
     environment = object_store | {f"MLFLOW_AUTH_ADMIN_{name}": value for name, value in account.items()}
