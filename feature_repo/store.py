@@ -4,6 +4,7 @@ Feast takes seconds to import, so it is imported only inside the functions that 
 """
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -62,24 +63,10 @@ def settings_file() -> Path:
     return Path(os.environ.get("TESSERA_FEATURE_STORE") or HERE / own)
 
 
-def settings_text(home: Path, folder: Path | None = None) -> str:
-    """Feast's settings for `home`, environment variables filled in; `folder` instead of the home's own, if given.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    path = settings_file()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}); correct TESSERA_FEATURE_STORE or unset it.") from None
-    return Template(text).safe_substitute(os.environ, TESSERA_FEAST=str(folder or feast_folder(home)))
-
-
 def recipe(home: Path) -> str:
     """Digest of everything but the data that decides what a publish writes, and where."""
     code = [(HERE / name).read_bytes() for name in ("definitions.py", "tables.py")]
-    return sha256_of(settings_text(home), *code)
+    return sha256_of(json.dumps(_settings(home), sort_keys=True, default=str), *code)
 
 
 def read_state(home: Path) -> State:
@@ -179,10 +166,28 @@ def connect(home: Path, folder: Path | None = None) -> "FeatureStore":
 
 
 def _settings(home: Path, folder: Path | None = None) -> dict[str, Any]:
+    """Feast's settings for `home`, with `folder` instead of the home's own, if given.
+
+    Environment variables are filled into the parsed values and not into the text, so that a password or a path may
+    hold quotes, backslashes and whatever else YAML reads as its own. A value without quotes is typed when it is filled
+    in: a port becomes a number.
+
+    Raises:
+        InputError: the file cannot be read or is no YAML mapping.
+    """
+    path, names = settings_file(), {**os.environ, "TESSERA_FEAST": str(folder or feast_folder(home))}
     try:
-        settings = yaml.safe_load(settings_text(home, folder))
-    except yaml.YAMLError as error:
-        raise InputError(f"{settings_file()} is not YAML ({error}); correct the file.") from None
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        for scalar in _scalars(node):
+            scalar.value = Template(scalar.value).safe_substitute(names)
+            if not scalar.style:
+                scalar.tag = loader.resolve(yaml.ScalarNode, scalar.value, (True, False))
+        settings = loader.construct_document(node) if node else None
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); correct TESSERA_FEATURE_STORE or unset it.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML ({error}); correct the file.") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("registry"), dict):
         raise InputError(f"{settings_file()} has no 'registry' section; start from feature_repo/feature_store.yaml.")
     if missing := re.findall(r"\$\{(\w+)\}", str(settings)):
@@ -192,3 +197,15 @@ def _settings(home: Path, folder: Path | None = None) -> dict[str, Any]:
         # Feast would drop rows that are older than those there: one row from a fast clock freezes a user for years.
         raise InputError(f"{settings_file()} lets Redis drop rows; write 'skip_dedup: true' into its 'online_store'.")
     return settings
+
+
+def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """The values with a variable in them, at any depth."""
+    if isinstance(node, yaml.ScalarNode) and "$" in node.value:
+        yield node
+    elif isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            yield from _scalars(child)
+    elif isinstance(node, yaml.MappingNode):
+        for _, child in node.value:
+            yield from _scalars(child)

@@ -161,7 +161,8 @@ class Registry:
     def versions(self) -> list[Version]:
         """All versions of both models, policies first, newest first; repairs an interrupted move."""
         with speaking_of(self.url), self._locked():
-            if not self._read_only:
+            # A read-only home keeps nothing from a registry that is elsewhere.
+            if not (self._read_only and self.url == embedded_url(self.home)):
                 alias_moves.settle(self.client, self._mover)
             found = []
             for name in (POLICY, TOKENIZER):

@@ -47,7 +47,7 @@ def check_folder(folder: Path) -> Path:
 
     Raises:
         InputError: its path has a character that addresses and settings files of other programs read as their own:
-            MLflow decodes "%20" twice, and Feast's settings are text that the path is filled into.
+            MLflow decodes "%20" twice, and Feast's command line fills the path into its settings as text.
     """
     found = [one for one in str(folder) if one in '?%$"\\' or not one.isprintable()]
     if found:

@@ -72,6 +72,20 @@ def test_a_path_is_only_a_path(name: str, original: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_password_is_only_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for a variable in Feast's settings is no part of their YAML; a number without quotes is one."""
+    password = 'pa"ss\\word: {x} #[ \'y\' $z'
+    registry = "postgresql+psycopg://tessera@db/tessera"
+    variables = {"REGISTRY_URL": registry, "OFFLINE_PASSWORD": password, "OFFLINE_PORT": "5432", "OFFLINE_HOST": "1.5"}
+    others = ("OFFLINE_DATABASE", "OFFLINE_USER", "OFFLINE_SSLMODE", "REDIS")
+    for name, value in (variables | dict.fromkeys(others, "x")).items():
+        monkeypatch.setenv(f"FEAST_{name}", value)
+    settings = store._settings(tmp_path)
+    assert settings["registry"]["path"] == registry
+    offline = settings["offline_store"]
+    assert (offline["password"], offline["port"], offline["host"]) == (password, 5432, "1.5")
+
+
 @pytest.mark.parametrize("name", ["a?b", "a%20b", 'a"b', "a\\b", "${HOME}", "a\nb", "a\x1bb"])
 def test_a_path_that_cannot_work_is_refused_by_the_first_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
