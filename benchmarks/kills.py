@@ -188,7 +188,10 @@ def kinds(serve: psutil.Process) -> dict[str, psutil.Process]:
     """The processes of a platform that serves, by their programs' names, numbered where a name is there twice."""
     found: dict[str, psutil.Process] = {}
     for process in serve.children(recursive=True):
-        words = process.cmdline()
+        try:
+            words = process.cmdline()
+        except psutil.NoSuchProcess:  # it ended meanwhile, or was killed and nobody has asked for its status yet
+            continue
         module = words[words.index("-m") + 1] if "-m" in words else Path(words[0]).name if words else process.name()
         same = sum(name.split("#")[0] == module for name in found)
         found[f"{module}#{same + 1}" if same else module] = process
