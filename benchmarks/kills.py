@@ -93,7 +93,7 @@ class Run:
         return {
             "sids": read_table("sids", self.out / "sids.parquet").to_pylist(),
             "bundles": [load_manifest(self.out / kind, kind).version for kind in ("tokenizer", "policy")],
-            "metrics": metrics,
+            **{f"metric {name}": value for name, value in metrics.items()},
             "answers of models": answers,
         }
 
@@ -123,7 +123,7 @@ def kill_steps(folder: Path, seed: int) -> tuple[Run, list[str]]:
         print(f"    killed in {step}", file=sys.stderr, flush=True)
     hurt.finish()
     one, other = calm.result(), hurt.result()
-    differing = [name for name in one if one[name] != other[name]]
+    differing = [name for name in one.keys() | other if one.get(name) != other.get(name)]
     print(json.dumps({"steps": len(lasted), "killed_within": within, "differing": differing}), flush=True)
     return hurt, differing
 
