@@ -122,8 +122,8 @@ def kill_steps(folder: Path, seed: int) -> tuple[Run, list[str]]:
         within += kill_in(hurt, step, draw.uniform(0, 0.9) * seconds)
         print(f"    killed in {step}", file=sys.stderr, flush=True)
     hurt.finish()
-    one, other = calm.result(), hurt.result()
-    differing = [name for name in one.keys() | other if one.get(name) != other.get(name)]
+    expected, actual = calm.result(), hurt.result()
+    differing = [name for name in expected.keys() | actual if expected.get(name) != actual.get(name)]
     print(json.dumps({"steps": len(lasted), "killed_within": within, "differing": differing}), flush=True)
     return hurt, differing
 
@@ -186,16 +186,16 @@ def free_ports(*names: str) -> dict[str, int]:
 
 def kinds(serve: psutil.Process) -> dict[str, psutil.Process]:
     """The processes of a platform that serves, by their programs' names, numbered where a name is there twice."""
-    found: dict[str, psutil.Process] = {}
+    processes: dict[str, psutil.Process] = {}
     for process in serve.children(recursive=True):
         try:
             words = process.cmdline()
         except psutil.NoSuchProcess:  # it ended meanwhile, or was killed and nobody has asked for its status yet
             continue
         module = words[words.index("-m") + 1] if "-m" in words else Path(words[0]).name if words else process.name()
-        same = sum(name.split("#")[0] == module for name in found)
-        found[f"{module}#{same + 1}" if same else module] = process
-    return found
+        same = sum(name.split("#")[0] == module for name in processes)
+        processes[f"{module}#{same + 1}" if same else module] = process
+    return processes
 
 
 def kill_services(run: Run, ports: dict[str, int]) -> bool:
@@ -234,8 +234,8 @@ def kill_services(run: Run, ports: dict[str, int]) -> bool:
             thread.join()
     for what, client in zip(("recommendations", "features"), clients, strict=True):
         good &= not client.wrong
-        told = {"asked_for": what, "right": client.right, "failed": client.failed, "wrong": len(client.wrong)}
-        print(json.dumps(told), flush=True)
+        answers = {"asked_for": what, "right": client.right, "failed": client.failed, "wrong": len(client.wrong)}
+        print(json.dumps(answers), flush=True)
     return good
 
 

@@ -6,7 +6,7 @@ Each file is made from its own wishes, and keeps the versions that it has where 
     requirements-cuda.lock          those libraries: constraints, because only torch's build for GPUs asks for them
     torch-cpu.lock                  torch's build for CPUs, which PyPI does not have; pip takes it where an index has it
     pip.lock                        what installs all this; an older pip takes no hashes from constraints
-    sbom.lock                       what lists an image's packages, apart from them
+    sbom.lock                       the tool that lists an image's packages; it is installed apart from them
     tests/models.lock               weights of a small language model, installed without what they ask for
     serving/triton-requirements.lock  the embedded Triton server's own environment
 """

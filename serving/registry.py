@@ -325,8 +325,8 @@ class Registry:
         try:
             moved = places.follow(self.home / DATABASE, EXPERIMENT)
         except SQLAlchemyError as error:
-            if told := troubles.sentence(error, str(self.home / DATABASE)):
-                raise ServiceError(told) from error
+            if trouble := troubles.sentence(error, str(self.home / DATABASE)):
+                raise ServiceError(trouble) from error
             raise ServiceError(
                 f"{self.home} was moved or copied, or its registry is damaged, and {self.home / DATABASE} cannot be "
                 f"brought up to date ({getattr(error, 'orig', error)}); make it writable and try again."
