@@ -128,7 +128,7 @@ def in_time(home: Path, folder: Path) -> State:
         path = folder / f"offline/{view}.parquet"
         if path.is_file():
             offline.write(path, offline.not_after(log_of(folder, view), now))
-    # Those rows are now in the second after `now`. With an earlier time here they would pass for an interrupted write's.
+    # Those rows are in the second after `now`; with an earlier time they would pass for an interrupted write's.
     state = replace(state, recipe="", event_timestamp=now + 1, offline={})
     write_state(home, state)
     return state
